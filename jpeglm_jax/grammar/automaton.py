@@ -113,7 +113,7 @@ def walk(automaton: Automaton, layout: Layout, data: bytes) -> tuple[int, int]:
 def build(layout: Layout) -> Automaton:
     """The minimal automaton of what follows the header."""
     bits, start = _mcu(layout.blocks)
-    return _minimal(*_over_bytes(bits, start, layout.restart))
+    return _minimal(*_over_bytes(bits, start, layout.restart), start)
 
 
 DONE = 1
@@ -169,78 +169,87 @@ def _mcu(blocks: Sequence[Block]) -> tuple[np.ndarray, int]:
 
 
 def _over_bytes(bits: np.ndarray, start: int, restart: bool) -> tuple[np.ndarray, np.ndarray, list[Effect], int]:
-    """The graph read a byte at a time, MCU after MCU: next (states, 256) int32, effect uint8, effects, state before.
+    """The graph read a byte at a time, MCU after MCU: next int32 (states, 256), effect uint8, effects, the state after EOI.
 
     Where no marker follows an MCU, the 1s after it are padding if it was the last and else begin the next MCU: which, only
     `left` says. The nodes `ones[j]` are both at once, j bits after the MCU; until the byte ends the two readings agree.
     """
-    ones = [DONE]
-    bits = bits.copy()
+    ones, plain = [DONE], [start]
     if restart:
+        bits = bits.copy()
         bits[DONE] = DEAD, DONE
     else:
         ones += range(len(bits), len(bits) + 7)
-        plain = [start]
         for _ in ones[1:]:
-            plain.append(int(bits[plain[-1], 1]))
+            plain.append(bits[plain[-1], 1])
         bits = np.concatenate([bits, np.zeros((7, 2), np.int32)])
-        for here, then, same in zip(ones, ones[1:] + [DEAD], plain):
-            bits[here] = bits[same, 0], then
+        bits[ones] = np.stack([bits[plain, 0], [*ones[1:], DEAD]], axis=1)
+    between = np.zeros(len(bits), bool)
+    between[ones] = True
 
     table, advance = np.arange(len(bits), dtype=np.int32)[:, None], np.zeros((len(bits), 1), np.uint8)
     for _ in range(8):
         step = bits[table]
         entered = (step == DONE) & (table != DONE)[..., None]
-        advance = (advance[..., None] + entered).reshape(len(bits), -1)
-        table = step.reshape(len(bits), -1)
-
-    between = np.zeros(len(bits), bool)
-    between[ones] = True
-    # `low`: an MCU must be left if the byte begins one. In the midst of an MCU that goes without saying.
-    low = advance + ~between[table]
-    low[advance == 0] = 0
+        table, advance = step.reshape(len(bits), -1), (advance[..., None] + entered).reshape(len(bits), -1)
+    # How many MCUs must be left: those that the byte completes, and one more if it begins one.
+    low = np.where(advance > 0, advance + ~between[table], 0)
     if restart:
         table[DONE] = DEAD
     else:
         table[ones], advance[ones] = table[plain], advance[plain]
         low[ones] = advance[ones] + ~between[table[ones]]
 
-    effects = [NEVER, NOTHING]
+    effects, number = [NEVER, NOTHING], np.zeros(16, np.uint8)
+    key = 4 * advance + low
+    for each in np.flatnonzero(np.bincount(key[table != DEAD])).tolist():
+        number[each] = _index(effects, Effect(each // 4, each % 4))
+    effect = np.where(table == DEAD, 0, number[key])
+    return *_add_after_ff(table, effect, effects, ones, start if restart else None), effects, len(bits)
 
-    def index(effect: Effect) -> int:
-        if effect not in effects:
-            effects.append(effect)
-        return effects.index(effect)
 
-    codes = [index(Effect(a, l)) for a in range(advance.max() + 1) for l in range(low.max() + 1)]
-    effect = np.where(table == DEAD, 0, np.array(codes, np.uint8)[advance * (low.max() + 1) + low])
+def _add_after_ff(
+    table: np.ndarray, effect: np.ndarray, effects: list[Effect], ones: Sequence[int], restart: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Next and effect with the states after EOI and, as many as are needed, after FF.
 
-    # After FF: the stuffed zero, or the second byte of a marker.
-    stuffed = np.unique(table[:, 0xFF])
-    stuffed = stuffed[stuffed != DEAD]
-    finished = len(bits) + len(stuffed) + len(ones)
-    more = np.zeros((finished + 1 - len(bits), 256), np.int32)
-    more_effect = np.zeros(more.shape, np.uint8)
-    data = np.arange(len(stuffed))
-    more[data, 0], more_effect[data, 0] = stuffed, index(NOTHING)
-    for row, here in enumerate(ones, start=len(stuffed)):
-        more[row, EOI], more_effect[row, EOI] = finished, index(Effect(high=0))
-        if restart:
-            more[row, RST0 : RST0 + 8] = start
-            more_effect[row, RST0 : RST0 + 8] = [index(Effect(low=1, phase=(m + 1) % 8)) for m in range(8)]
-        elif table[here, 0xFF] != DEAD:
-            more[row, 0], more_effect[row, 0] = table[here, 0xFF], effect[here, 0xFF]
-    alive = table[:, 0xFF] != DEAD
-    table[alive, 0xFF] = len(bits) + np.searchsorted(stuffed, table[alive, 0xFF])
-    for row, here in enumerate(ones, start=len(bits) + len(stuffed)):
-        effect[here, 0xFF] = index(NOTHING if restart or table[here, 0xFF] != DEAD else Effect(high=0))
+    Args:
+      ones: the states in which a marker may come; the others need a stuffed zero after FF.
+      restart: the state after restart markers; None if there are none.
+    """
+    finished = len(table)
+    data = np.unique(table[:, 0xFF])[1:]  # the first is DEAD
+    stuffed, second = finished + 1, finished + 1 + len(data)
+    table = np.concatenate([table, np.zeros((1 + len(data) + len(ones), 256), np.int32)])
+    effect = np.concatenate([effect, np.zeros((1 + len(data) + len(ones), 256), np.uint8)])
+    table[stuffed:second, 0], effect[stuffed:second, 0] = data, _index(effects, NOTHING)
+    due = [_index(effects, Effect(low=1, phase=(number + 1) % 8)) for number in range(8)] if restart is not None else []
+    last = _index(effects, Effect(high=0))
+
+    into = table[:finished, 0xFF]
+    before, go_on = into[ones], into[ones] != DEAD
+    into[into != DEAD] = stuffed + np.searchsorted(data, into[into != DEAD])
+    for row, (here, target, goes_on) in enumerate(zip(ones, before, go_on), start=second):
+        table[row, EOI], effect[row, EOI] = finished, last
+        if restart is not None:
+            table[row, RST0 : RST0 + 8], effect[row, RST0 : RST0 + 8] = restart, due
+        elif goes_on:
+            table[row, 0], effect[row, 0] = target, effect[here, 0xFF]
         table[here, 0xFF] = row
-    return np.concatenate([table, more]), np.concatenate([effect, more_effect]), effects, start
+        effect[here, 0xFF] = _index(effects, NOTHING) if goes_on or restart is not None else last
+    return table, effect
 
 
-def _minimal(table: np.ndarray, effect: np.ndarray, effects: list[Effect], start: int) -> Automaton:
+def _index(effects: list[Effect], effect: Effect) -> int:
+    if effect not in effects:
+        effects.append(effect)
+    return effects.index(effect)
+
+
+def _minimal(
+    table: np.ndarray, effect: np.ndarray, effects: list[Effect], finished: int, start: int
+) -> Automaton:
     """The states that occur, with equivalent ones made one (Moore's refinement); DEAD, FINISHED and START come first."""
-    finished = len(table) - 1
     reached = np.zeros(len(table), bool)
     reached[[DEAD, finished, start]] = True
     frontier = np.array([start])
@@ -248,28 +257,25 @@ def _minimal(table: np.ndarray, effect: np.ndarray, effects: list[Effect], start
         found = np.unique(table[frontier])
         frontier = found[~reached[found]]
         reached[frontier] = True
-    # The three with numbers of their own first, and no others: order decides which class gets which number.
-    kept = np.array([DEAD, finished, start])
-    kept = np.concatenate([kept, np.setdiff1d(np.flatnonzero(reached), kept)])
+    first_three = [DEAD, finished, start]
+    kept = np.concatenate([first_three, np.setdiff1d(np.flatnonzero(reached), first_three)])
     number = np.zeros(len(table), np.int32)
     number[kept] = np.arange(len(kept))
     table, effect = number[table[kept]], effect[kept]
 
+    # A row's signature: a random linear function of the groups after each byte and of the effects.
     random = np.random.default_rng(0)
     weights, marks = (random.integers(2**64, size=n, dtype=np.uint64) | np.uint64(1) for n in (256, len(kept)))
     outputs = marks[effect] @ weights[::-1]
-    group = np.minimum(np.arange(len(table)), 2)
-    while True:
+    count, group = 0, np.zeros(len(kept), int)
+    while group.max() + 1 > count:
+        count = group.max() + 1
         signature = marks[group][table] @ weights + outputs
         signature[[DEAD, FINISHED]] = 0, 1
         _, first, inverse = np.unique(signature, return_index=True, return_inverse=True)
-        order = np.argsort(first)
-        refined = np.argsort(order)[inverse]
-        if len(first) == group.max() + 1:
-            break
-        group = refined
-    group, first = refined, first[order]
+        order = np.argsort(first)  # groups are numbered by their first members: the three stay where they are
+        group, first = np.argsort(order)[inverse], first[order]
     same = np.array_equal(group[table], group[table[first]][group]) and np.array_equal(effect, effect[first][group])
     assert same, "two different states got the same signature"
-    assert len(first) < 2**16
+    assert len(first) < 2**16, "too many states for uint16"
     return Automaton(group[table[first]].astype(np.uint16), effect[first], tuple(effects))
