@@ -1,8 +1,8 @@
 """A judge of JPEG streams, written straight from ITU-T T.81 and sharing nothing with the package.
 
-It decodes the coefficients by the procedures of annex F.2 and codes them again by those of F.1: a stream is what an encoder
-writes if, and only if, that gives the same bytes. So wrong padding, a ZRL before EOB, an EOB after coefficient 63 or a missing
-stuffed zero are all the same finding. Slow, and meant to be read.
+It decodes the coefficients by the procedures of annex F.2 and codes them again by those of F.1: a stream is what an
+encoder writes if, and only if, that gives the same bytes. So wrong padding, a ZRL before EOB, an EOB after coefficient
+63 or a missing stuffed zero are all the same finding. Slow, and meant to be read.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Picture:
 
 
 def judge(tables: bytes, header: bytes, stream: bytes) -> str:
-    """'' if a baseline encoder with these tables and this header writes the stream for some coefficients; else why not."""
+    """'' if an encoder with these tables and this header writes the stream for some coefficients; else why not."""
     try:
         if not stream.startswith(header):
             raise Bad("header")

@@ -67,7 +67,7 @@ def pictures(size: int, seed: int = 0) -> list[np.ndarray]:
     checks = np.indices((size, size)).sum(0) % 2 * 255
     planes = [np.add.outer(ramp, ramp) / 2, np.outer(ramp, ramp) / 255, checks, (checks[::-1] + ramp) / 2]
     planes += [np.full((size, size), value) for value in (0, 1, 127, 128, 255)]
-    planes += [rng.integers(0, 2, (size, size)) * 255, np.kron(rng.integers(0, 2, (9, 9)), np.ones((8, 8)))[:size, :size] * 255]
+    planes += [rng.integers(0, 2, (size, size)) * 255, np.kron(rng.integers(0, 2, (9, 9)), np.full((8, 8), 255))]
     drawings = []
     for _ in range(4):
         image = Image.new("RGB", (size, size), tuple(rng.integers(0, 256, 3).tolist()))
@@ -587,7 +587,7 @@ def test_jax_looks_up_what_numpy_does(make, bpe):
 
 
 def test_few_states(make):
-    """Of the bodies; figures of an independent prototype, which had the eight restart markers as states of their own."""
+    """Of the bodies; an independent prototype, with seven states more for restart markers, had 44,050 with a header."""
     expected = {"4:2:0": 43984, "4:2:2": 29388, "4:4:4": 22090, "gray": 7236}
     for subsampling, count in expected.items():
         ours = make(subsampling=subsampling)[1]
@@ -601,7 +601,7 @@ def test_few_states(make):
 def test_vocabularies_that_cannot_spell(folder):
     codec = jpeg.Codec(JpegConfig(size=8, subsampling="gray"))
     for spellings, eos, words in (
-        ([b"", b"", b"", b"\xff\xd9", b"\xff"], EOS, "no token for the single bytes 00, 01, 02, 03, 04, 05, 06, 07, ..."),
+        ([b"", b"", b"", b"\xff\xd9", b"\xff"], EOS, "no token for the single bytes 00, 01, 02, 03, .*, 07, ..."),
         (BYTES[:3] + BYTES[4:], EOS, "no token for the single bytes 00$"),
         (BYTES, 3, "token 3 cannot mark the end"),
         (BYTES, 300, "token 300 cannot mark the end"),
@@ -628,7 +628,8 @@ def test_cache_survives_damage(tmp_path, caplog):
     whole = [file.read_bytes() for file in files]
     flipped = bytearray(whole[1])
     flipped[len(flipped) // 2] ^= 1
-    for damage in (b"", b"\0" * 31, whole[1][:1000], whole[1][:-1], bytes(flipped), whole[1] + b"\0", b"PK\x03\x04" * 99):
+    cut = [b"", b"\0" * 31, whole[1][:1000], whole[1][:-1]]
+    for damage in (*cut, bytes(flipped), whole[1] + b"\0", b"PK\x03\x04" * 99):
         files[1].write_bytes(damage)
         again, log = load()
         assert "is damaged: building it again" in log and log.count("built") == 1

@@ -1,8 +1,9 @@
 """Which byte, or token, may come next in a stream that a JPEG codec can have written.
 
-`layout` reads from the codec what its streams have in common; `automaton` is the exact automaton over bytes; `tokens` lifts
-it to a vocabulary and knows the shortest end; `diagnose` says in words why a file is not such a stream; `cache` keeps the
-tables on disk. All numpy: a sampler moves `Grammar.tables` to its device and calls `tokens.allowed` and `tokens.advance`.
+`layout` reads from the codec what its streams have in common; `automaton` is the exact automaton over bytes; `tokens`
+lifts it to a vocabulary and knows the shortest end; `diagnose` says in words why a file is not such a stream; `cache`
+keeps the tables on disk. All numpy: a sampler moves `Grammar.tables` to its device and calls `tokens.allowed` and
+`tokens.advance`.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ class Grammar:
 def bytewise(
     codec: jpeg.Codec, *, caps: bool = False, folder: pathlib.Path | None = None
 ) -> tuple[Layout, Automaton]:
-    """What a codec's streams have in common, and their automaton over bytes, header included; arguments as of `make`."""
+    """What a codec's streams have in common, and their automaton, header included; arguments as of `make`."""
     layout = read_layout(codec.tables, codec.header, caps=caps)
     assert layout.mcus == codec.mcu_count
 
@@ -57,7 +58,7 @@ def make(
 
     Args:
       codec: whose encoder's streams are meant.
-      spellings: the bytes of each token id; b"" for those that spell nothing (specials, a dummy prefix), which never open.
+      spellings: the bytes of each token id; b"" for ids that spell nothing (specials, a dummy prefix): never open.
       eos: id of the token that ends a picture.
       caps: bound magnitudes by what the quantiser can make of 8-bit samples, not only by what Huffman codes can say.
       folder: of the cache; None is the user's.

@@ -1,16 +1,17 @@
 """The finite automaton over bytes that accepts what an encoder of JPEG streams can write, and nothing else.
 
-It is built in three steps. (1) One MCU as a graph over bits: Huffman codes, magnitudes, and the canonical form, in which runs
-stay inside the block, ZRL is followed by a coefficient, and EOB stands where coefficients are left and only there (F.1.2).
-(2) Eight bits at a time: 1-padding before a marker (F.1.2.3), a zero byte stuffed after FF (B.1.1.5), markers. (3) States
-that no continuation tells apart are made one.
+It is built in three steps. (1) One MCU as a graph over bits: Huffman codes, magnitudes, and the canonical form, in
+which runs stay inside the block, ZRL is followed by a coefficient, and EOB stands where coefficients are left and only
+there (F.1.2). (2) Eight bits at a time: 1-padding before a marker (F.1.2.3), a zero byte stuffed after FF (B.1.1.5),
+markers. (3) States that no continuation tells apart are made one.
 
-What MCU the stream is at is not in the state but in an integer beside it: `left`, the MCUs that are not complete yet. Every
-transition says by its *effect* how it changes `left` and what it asks of it: which restart marker is due, and whether the
-picture ends, follow from `left`. So the automaton of a subsampling serves every size and quality.
+What MCU the stream is at is not in the state but in an integer beside it: `left`, the MCUs that are not complete yet.
+Every transition says by its *effect* how it changes `left` and what it asks of it: which restart marker is due, and
+whether the picture ends, follow from `left`. So the automaton of a subsampling serves every size and quality.
 
-One thing is not checked: DC differences may add up to a value that no 8-bit picture has. It is not a rule of the coding, and
-decoders clamp it. Clauses in parentheses are of ITU-T T.81.
+Two things are left to chance, which the standard leaves open too. DC differences may add up to a value that no 8-bit
+picture has; decoders clamp it. And where the picture is not a whole number of MCUs, the blocks beyond its edge, which
+decoders drop, may hold anything, while libjpeg writes flat ones (A.2.4). Clauses in parentheses are of ITU-T T.81.
 """
 
 import dataclasses
@@ -103,7 +104,8 @@ def walk(automaton: Automaton, layout: Layout, data: bytes) -> tuple[int, int]:
         effect = effects[automaton.effect[state, byte]]
         if not effect.is_open(left, mcus):
             possible = [b for b, index in enumerate(automaton.effect[state]) if effects[index].is_open(left, mcus)]
-            names = " or ".join(f"{b:02X}" for b in possible) if len(possible) <= 4 else f"one of {len(possible)} others"
+            names = " or ".join(f"{b:02X}" for b in possible)
+            names = names if len(possible) <= 4 else f"one of {len(possible)} others"
             where = "in the header" if place < len(layout.header) else f"after {mcus - left} of {mcus} MCUs"
             raise ValueError(f"byte {place} cannot be {byte:02X}: {where}, {names or 'nothing'} can follow")
         state, left = int(automaton.next[state, byte]), left - effect.advance
@@ -169,10 +171,15 @@ def _mcu(blocks: Sequence[Block]) -> tuple[np.ndarray, int]:
 
 
 def _over_bytes(bits: np.ndarray, start: int, restart: bool) -> tuple[np.ndarray, np.ndarray, list[Effect], int]:
-    """The graph read a byte at a time, MCU after MCU: next int32 (states, 256), effect uint8, effects, the state after EOI.
+    """The graph read a byte at a time, MCU after MCU.
 
-    Where no marker follows an MCU, the 1s after it are padding if it was the last and else begin the next MCU: which, only
-    `left` says. The nodes `ones[j]` are both at once, j bits after the MCU; until the byte ends the two readings agree.
+    Where no marker follows an MCU, the 1s after it are padding if it was the last and else begin the next MCU: which,
+    only `left` says. The nodes `ones[j]` are both at once, j bits after the MCU; until the byte ends the two readings
+    agree.
+
+    Returns:
+      next, int32 (states, 256); effect, uint8 (states, 256); effects; the state after EOI.
+
     """
     ones, plain = [DONE], [start]
     if restart:
@@ -249,7 +256,7 @@ def _index(effects: list[Effect], effect: Effect) -> int:
 def _minimal(
     table: np.ndarray, effect: np.ndarray, effects: list[Effect], finished: int, start: int
 ) -> Automaton:
-    """The states that occur, with equivalent ones made one (Moore's refinement); DEAD, FINISHED and START come first."""
+    """The states that occur, equivalent ones made one (Moore's refinement); DEAD, FINISHED and START come first."""
     reached = np.zeros(len(table), bool)
     reached[[DEAD, finished, start]] = True
     frontier = np.array([start])

@@ -1,7 +1,7 @@
 """Arrays that are built once and kept on disk.
 
-A file is the SHA-256 of what follows and an uncompressed .npz. Its name carries a hash of all that determines the content,
-so another input, or another version of this program, is another file; a damaged one is built again.
+A file is the SHA-256 of what follows and an uncompressed .npz. Its name carries a hash of all that determines the
+content, so another input, or another version of this program, is another file; a damaged one is built again.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Why a file is not a stream of a codec: `jpeglm check`.
 
-A decoder of bits, with the same rules as the automaton, that knows what to call things. Clauses in parentheses are of ITU-T
-T.81.
+A decoder of bits, with the same rules as the automaton, that knows what to call things. Clauses in parentheses are of
+ITU-T T.81.
 """
 
 import dataclasses
@@ -10,7 +10,13 @@ import numpy as np
 
 from jpeglm_jax.grammar.layout import DHT, DQT, DRI, EOI, RST0, SOS, Block, Layout, huffman_codes, quantisers, segments
 
-_NAMES = {0xC1: "SOF1 (extended)", 0xC2: "SOF2 (progressive)", 0xC0: "SOF0 (baseline)", 0xDA: "SOS", 0xFE: "COM (a comment)"}
+_NAMES = {
+    0xC0: "SOF0 (baseline)",
+    0xC1: "SOF1 (extended)",
+    0xC2: "SOF2 (progressive)",
+    0xDA: "SOS",
+    0xFE: "COM (a comment)",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +84,7 @@ def _check_header(layout: Layout, tables: bytes, data: bytes) -> int:
             except (ValueError, IndexError):
                 raise _Invalid(Verdict(f"damaged {what} tables", byte=place)) from None
             if any(key not in ours or not np.array_equal(found[key], ours[key]) for key in found):
-                raise _Invalid(Verdict(f"other {what} tables than this codec's: another quality or encoder", byte=place))
+                raise _Invalid(Verdict(f"other {what} tables than this codec's", byte=place))
         elif not expected or (marker, content) != expected[0]:
             raise _Invalid(Verdict(_difference(expected[:1], marker, content), byte=place))
         else:

@@ -97,7 +97,7 @@ def segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def huffman_codes(tables: bytes) -> dict[tuple[int, int], dict[str, int]]:
-    """Codes, as strings of 0 and 1, and their symbols by table class (0 is DC, 1 is AC) and destination (B.2.4.2, C.2)."""
+    """Symbols by code, a string of 0 and 1, by table class (0 is DC, 1 is AC) and destination (B.2.4.2, C.2)."""
     found = {}
     for marker, content in segments(b"\xff\xd8" + tables):
         while marker == DHT and content:

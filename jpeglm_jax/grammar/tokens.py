@@ -1,16 +1,17 @@
 """The automaton over tokens, as arrays that a sampler only looks up.
 
-A position in a picture is a pair of integers: `state`, a row of the tables, and `left`, the MCUs that are not complete. Of
-every row and token the tables say which row is next and by which *effect*; of every effect, what it asks of `left` and how
-much it takes from it. So a token that spells the end of an MCU, restart marker number 3 and the beginning of the next MCU is
-one entry like any other, open only where marker 3 is due; and no entry knows the size of the picture.
+A position in a picture is a pair of integers: `state`, a row of the tables, and `left`, the MCUs that are not complete.
+Of every row and token the tables say which row is next and by which *effect*; of every effect, what it asks of `left`
+and how much it takes from it. So a token that spells the end of an MCU, restart marker number 3 and the beginning of
+the next MCU is one entry like any other, open only where marker 3 is due; and no entry knows the size of the picture.
 
-`least` is the promise to finish: the tokens that the shortest end of the picture takes, EOS included. It depends on `left`,
-but from some row on only by a constant every `period` MCUs, so a few rows of it serve pictures of any size. A sampler that
-opens only what leaves at least that much of its budget never runs out of it, and always has a choice.
+`least` is the promise to finish: the tokens that the shortest end of the picture takes, EOS included. It depends on
+`left`, but from some row on only by a constant every `period` MCUs, so a few rows of it serve pictures of any size. A
+sampler that opens only what leaves at least that much of its budget never runs out of it, and always has a choice.
 
-`Tables` is a tuple of arrays and integers, hence a pytree. `allowed` and `advance` index and compare and call no library, so
-they serve numpy arrays and, inside `jax.jit`, traced ones; both are of one sequence, to be vmapped over a batch:
+`Tables` is a tuple of arrays and integers, hence a pytree. `allowed` and `advance` index and compare and call no
+library, so they serve numpy arrays and, inside `jax.jit`, traced ones; both are of one sequence, to be vmapped over a
+batch:
 
     tables = jax.device_put(grammar.tables)
     mask = jax.vmap(allowed, (None, 0, 0, 0))(tables, state, left, budget)             # bool (batch, vocab)
@@ -42,8 +43,8 @@ class Tables(NamedTuple):
     steps: np.ndarray
     """MCUs that an effect completes, int32 (effects,)."""
     least: np.ndarray
-    """Tokens of the shortest end with `left` MCUs left, int32 (lefts, rows); 2**30 where there is none. For more MCUs than
-    it has lines, its last `period` lines repeat, each time with `gain` more."""
+    """Tokens of the shortest end by MCUs left, int32 (lefts, rows); 2**30 where there is none. For more MCUs than there
+    are lines, the last `period` lines repeat, each time with `gain` more."""
     period: int
     gain: int
     mcus: int
@@ -64,18 +65,21 @@ def allowed(tables: Tables, state, left, budget):
       budget: integer, tokens that may yet be written, EOS among them.
 
     Returns:
-      bool (vocab,): the token continues a stream that the encoder can write and that can end inside the budget. Never empty
-      if `budget >= shortest(tables, state, left)`, nor, then, after any of these tokens with a budget one less.
+      bool (vocab,): the token continues a stream that the encoder can write and that can end inside the budget. Never
+      empty if `budget >= shortest(tables, state, left)`, nor, then, after any of these tokens with a budget one less.
     """
-    effect = tables.effect[state]
+    # What depends on the effect alone is worked out once for each effect, not for each token.
     complete = (tables.mcus - left) % 8
     fits = (tables.low <= left) & (left <= tables.high) & ((tables.phase < 0) | (tables.phase == complete))
-    return fits[effect] & (shortest(tables, tables.next[state], left - tables.steps[effect]) < budget)
+    line, more = _line(tables, left - tables.steps)
+    room = fits * (budget - more)
+    effect = tables.effect[state]
+    return tables.least[line[effect], tables.next[state]] < room[effect]
 
 
 def advance(tables: Tables, state, left, token):
-    """Row and MCUs left after a token that `allowed` opens."""
-    return tables.next[state, token], left - tables.steps[tables.effect[state, token]]
+    """Row and MCUs left, int32, after a token that `allowed` opens."""
+    return tables.next[state, token].astype("int32"), left - tables.steps[tables.effect[state, token]]
 
 
 def shortest(tables: Tables, state, left):
@@ -83,18 +87,24 @@ def shortest(tables: Tables, state, left):
 
     2**30 or more where no picture passes; of no meaning if `left` is below 0.
     """
+    line, more = _line(tables, left)
+    return tables.least[line, state] + more
+
+
+def _line(tables: Tables, left):
+    """The line of `least` for these MCUs left, and what comes on top of it."""
     beyond = left - (tables.least.shape[0] - 1)
     laps = (beyond > 0) * ((beyond + tables.period - 1) // tables.period)
     line = left - laps * tables.period
-    return tables.least[line * (line > 0), state] + laps * tables.gain
+    return line * (line > 0), laps * tables.gain
 
 
 def reserve(left, mcus: int, spare):
     """Tokens to hold back for the MCUs after this one, so that a tight budget does not leave the last rows blank.
 
-    Of the `spare` tokens, budget less shortest end, that there were when `mcus` MCUs were left, each MCU gets an equal part;
-    what an MCU does not use stays for those after it. A sampler passes `budget - reserve(...)` to `allowed`. Since the
-    reserve never grows from one token to the next, the mask is still never empty.
+    Of the `spare` tokens, budget less shortest end, that there were when `mcus` MCUs were left, each MCU gets an equal
+    part; what an MCU does not use stays for those after it. A sampler passes `budget - reserve(...)` to `allowed`.
+    Since the reserve never grows from one token to the next, the mask is still never empty.
 
     Args:
       left: integer, MCUs that are not complete now.
@@ -119,7 +129,7 @@ def check_vocabulary(spellings: Sequence[bytes], eos: int) -> None:
         names = ", ".join(f"{byte:02X}" for byte in missing[:8]) + ", ..." * (len(missing) > 8)
         raise ValueError(f"the vocabulary cannot spell every picture: it has no token for the single bytes {names}")
     if not 0 <= eos < len(spellings) or spellings[eos]:
-        raise ValueError(f"token {eos} cannot mark the end of a picture: it must be in the vocabulary and spell no bytes")
+        raise ValueError(f"token {eos} cannot mark the end of a picture: it must be an id that spells no bytes")
 
 
 def lift(automaton: Automaton, spellings: Sequence[bytes], eos: int) -> tuple[np.ndarray, np.ndarray, list[Effect]]:
@@ -127,7 +137,7 @@ def lift(automaton: Automaton, spellings: Sequence[bytes], eos: int) -> tuple[np
 
     Args:
       automaton: over bytes, header included.
-      spellings: the bytes of each token id; b"" for ids that spell nothing (specials, a dummy prefix): they may not stand.
+      spellings: the bytes of each token id; b"" for ids that spell nothing (specials, a dummy prefix): never open.
       eos: id of the token that ends a picture, after EOI and there only.
 
     Returns:
@@ -171,8 +181,9 @@ def tabulate(automaton: Automaton, start: int, mcus: int, spellings: Sequence[by
 def _least(table: np.ndarray, effect: np.ndarray, effects: Sequence[Effect], mcus: int) -> tuple[np.ndarray, int, int]:
     """`least`, `period` and `gain` of the tables: one breadth-first search, backwards, for each number of MCUs left.
 
-    How many tokens an end takes follows, by the same rule for each line, from a few lines before it. So once a line, and
-    as many before it as the rule looks back, repeat those of `period` lines earlier but for a constant, all further ones do.
+    How many tokens an end takes follows, by the same rule for each line, from a few lines before it. So once a line,
+    and as many before it as the rule looks back, repeat those of `period` lines earlier but for a constant, all further
+    ones do.
     """
     edges = np.sort(table.astype(np.uint32) << 16 | effect, axis=1)
     distinct = (edges & 0xFFFF) > 0
@@ -207,7 +218,7 @@ def _least(table: np.ndarray, effect: np.ndarray, effects: Sequence[Effect], mcu
 
 
 def _spread(line: np.ndarray, source: np.ndarray, begins: np.ndarray, is_open: np.ndarray) -> np.ndarray:
-    """Lowers `line` until no edge leads to a row that is more than 1 lower; edges into row r are begins[r] to begins[r+1]."""
+    """Lowers `line` until no open edge leads to a row more than 1 lower; edges into row r are begins[r]:begins[r+1]."""
     for distance in range(UNBOUNDED):
         rows = np.flatnonzero(line == distance)
         if not len(rows) and not (line[line < UNBOUNDED] > distance).any():
