@@ -21,6 +21,7 @@ from jpeglm_jax.codecs import jpeg
 from jpeglm_jax.config import JpegConfig
 from jpeglm_jax.grammar import automaton, cache, tokens
 from jpeglm_jax.grammar.diagnose import diagnose
+from jpeglm_jax.grammar.layout import read_layout
 
 SIZE = 48
 """A multiple of every MCU size, so that jpegtran has no blocks beyond the picture to make anew."""
@@ -164,7 +165,7 @@ def check_mutations(make, subsampling, restart, count):
 
 @layouts
 def test_judges_mutations_like_t81(make, subsampling, restart):
-    check_mutations(make, subsampling, restart, 250)
+    check_mutations(make, subsampling, restart, 700)
 
 
 @pytest.mark.slow
@@ -609,6 +610,15 @@ def test_vocabularies_that_cannot_spell(folder):
     ):
         with pytest.raises(ValueError, match=words):
             grammar.make(codec, spellings, eos, folder=folder)
+
+
+def test_streams_of_another_form():
+    tables = jpeg.Codec(JpegConfig(size=16)).tables
+    for options, words in (({"restart_marker_blocks": 2}, "restart interval of 2"), ({"progressive": True}, "SOF0")):
+        file = io.BytesIO()
+        Image.new("RGB", (64, 64)).save(file, "JPEG", streamtype=2, **options)
+        with pytest.raises(ValueError, match=words):
+            read_layout(tables, file.getvalue())
 
 
 def test_cache_survives_damage(tmp_path, caplog):
