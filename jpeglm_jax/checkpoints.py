@@ -15,6 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jpeglm_jax import config as configs
@@ -124,7 +125,8 @@ class Checkpoints:
 
     def _arrays(self, step: int, mesh: Mesh, **abstract: PyTree) -> dict[str, PyTree]:
         def placed(leaf):
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, leaf.sharding.spec))
+            spec = leaf.sharding.spec if leaf.sharding else P()  # a scalar made outside the mesh has none
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
         targets = {item: _named(jax.tree.map(placed, tree)) for item, tree in abstract.items()}
         restored = self._read(step, **{item: ocp.args.StandardRestore(target) for item, target in targets.items()})

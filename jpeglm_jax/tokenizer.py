@@ -1,13 +1,12 @@
 """Symbols to token ids and back.
 
-Two tokenizers with the same functions: `Symbols`, every symbol a token, and `Bpe`, byte pairs learned from pictures and kept
-in the published format: a SentencePiece model over one character per byte, chr(byte + 10240) (paper, section 3.2).
+Two tokenizers with the same functions: `Symbols`, every symbol a token, and `Bpe`, byte pairs learned from pictures and
+kept in the published format: a SentencePiece model over one character per byte, chr(byte + 10240) (paper, section 3.2).
 """
 
 import hashlib
-import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import sentencepiece
@@ -22,7 +21,7 @@ DUMMY_PREFIX = "\u2581"
 """SentencePiece's mark of a space, which it puts before every text: every sequence starts `<s>`, `▁`."""
 
 TRAINING_SENTENCE = 2**15
-"""Characters in a sentence for the trainer, which keeps positions in 16 bits."""
+"""Characters in a sentence for the trainer, some versions of which keep positions in 16 bits."""
 
 
 class Symbols:
@@ -47,11 +46,7 @@ class Symbols:
         Returns:
           int32 (tokens,), BOS first.
         """
-        ids = np.empty(1 + len(symbols) + eos, np.int32)
-        ids[0], ids[-1] = BOS, EOS
-        ids[1 : 1 + len(symbols)] = symbols
-        ids[1 : 1 + len(symbols)] += SPECIALS
-        return ids
+        return _frame(symbols.astype(np.int32) + SPECIALS, eos)
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """Symbols up to EOS or the end, (length,); specials and ids beyond the vocabulary spell nothing."""
@@ -84,7 +79,8 @@ class Bpe:
             raise ValueError("not a SentencePiece model: make one with `jpeglm tokenizer`") from error
         if (self._processor.bos_id(), self._processor.eos_id()) != (BOS, EOS):
             raise ValueError(f"not a tokenizer of pictures: <s> and </s> must have the ids {BOS} and {EOS}")
-        missing = sum(self._processor.is_unknown(self._processor.piece_to_id(chr(0x2800 + byte))) for byte in range(256))
+        ids = self._processor.piece_to_id([chr(0x2800 + byte) for byte in range(256)])
+        missing = sum(map(self._processor.is_unknown, ids))
         if missing:
             raise ValueError(f"not a tokenizer of pictures: {missing} of the 256 bytes are not in its vocabulary")
         self._model = model
@@ -106,8 +102,7 @@ class Bpe:
         Returns:
           int32 (tokens,), BOS and the dummy prefix first.
         """
-        ids = self._processor.encode(_text(symbols))
-        return np.array([BOS, *ids, EOS] if eos else [BOS, *ids], np.int32)
+        return _frame(self._processor.encode_as_ids(_text(symbols)), eos)
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """Bytes up to EOS or the end, uint8 (length,); specials and ids beyond the vocabulary spell nothing."""
@@ -125,8 +120,8 @@ class Bpe:
     def save(self, path: epath.PathLike) -> None:
         """Writes the file that `load` reads.
 
-        As `tokenizer.model` in a directory, `transformers.LlamaTokenizer.from_pretrained(directory, add_bos_token=True)` reads
-        it too and gives the ids of `encode` without EOS.
+        Named `tokenizer.model`, transformers' `LlamaTokenizer.from_pretrained(directory, add_bos_token=True)` reads it too
+        and gives the ids of `encode` without EOS.
         """
         epath.Path(path).write_bytes(self._model)
 
@@ -156,7 +151,7 @@ def load(path: str, alphabet_size: int) -> Symbols | Bpe:
 def train_bpe(streams: Iterable[np.ndarray], vocab_size: int, path: epath.PathLike) -> Bpe:
     """Learns byte pairs and writes them as a SentencePiece model.
 
-    Ids are in the published order: 3 specials, the pairs in the order they were learned, the 256 bytes, the dummy prefix.
+    Ids are in the published order: 3 specials, the pairs as they were learned, the 256 bytes, the dummy prefix.
 
     Args:
       streams: uint8 (length,) each; read once.
@@ -185,7 +180,9 @@ def train_bpe(streams: Iterable[np.ndarray], vocab_size: int, path: epath.PathLi
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(f"the pictures have too few different byte pairs for vocab_size {vocab_size}: lower it") from error
+        if "Vocabulary size too high" not in str(error):
+            raise  # also what the streams themselves raised
+        raise ValueError(f"the pictures have too few byte pairs for vocab_size {vocab_size}: lower it") from error
     model = sentencepiece_model_pb2.ModelProto.FromString(written.getvalue())
     model.pieces.add(piece=DUMMY_PREFIX, score=model.pieces[-1].score - 1)
     model.normalizer_spec.add_dummy_prefix = True
@@ -215,6 +212,14 @@ def _text(symbols: np.ndarray) -> bytes:
 def _spell(piece: str) -> bytes:
     """The bytes of a piece; specials and the dummy prefix have none."""
     return bytes(ord(character) - 0x2800 for character in piece if 0x2800 <= ord(character) < 0x2900)
+
+
+def _frame(content: Sequence[int] | np.ndarray, eos: bool) -> np.ndarray:
+    ids = np.empty(1 + len(content) + eos, np.int32)
+    ids[-1] = EOS
+    ids[0] = BOS
+    ids[1 : 1 + len(content)] = content
+    return ids
 
 
 def _content(ids: np.ndarray, vocab_size: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Pictures as abbreviated JPEG streams: the published representation (paper, section 3).
 
-A stream is a constant header, the MCUs of the picture in raster order with a restart marker after each but the last, and
-the end-of-image marker. The quantisation and Huffman tables, equal in every picture, are left out (ITU-T T.81, B.5).
+A stream is a constant header, the MCUs of the picture in raster order with a restart marker after each but the last,
+and the end-of-image marker. The quantisation and Huffman tables, equal in every picture, are left out (ITU-T T.81, B.5).
 """
 
 import io
@@ -17,7 +17,7 @@ MCU_SIZES = {"4:2:0": (16, 16), "4:2:2": (16, 8), "4:4:4": (8, 8), "gray": (8, 8
 """Width and height in pixels of the smallest coded unit (ITU-T T.81, A.2)."""
 
 SOI, EOI, FIRST_RST = 0xD8, 0xD9, 0xD0
-"""Second bytes of the markers for start and end of image and of the first of the eight restart markers (T.81, table B.1)."""
+"""Second bytes of the markers: start and end of image, and the first of the eight restart markers (T.81, table B.1)."""
 
 
 class Codec:
@@ -79,7 +79,7 @@ class Codec:
             return Decoded(np.array(image.convert("RGB")), lost)
 
     def prefix(self, symbols: np.ndarray, ratio: float) -> np.ndarray:
-        """The header and the first floor(ratio * mcu_count) MCUs with their closing markers: the next byte begins an MCU.
+        """The header and the first floor(ratio * mcu_count) MCUs with their markers: the next byte begins an MCU.
 
         Args:
           symbols: uint8 (length,), a stream.
@@ -96,7 +96,9 @@ class Codec:
         count = math.floor(ratio * self.mcu_count + 1e-6)
         ends = len(self.header) + 2 + _markers(symbols[len(self.header) :])[0]
         if count > len(ends):
-            raise ValueError(f"ratio {ratio} asks for {count} of {self.mcu_count} MCUs, but the stream ends after {len(ends)}")
+            raise ValueError(
+                f"ratio {ratio} asks for {count} of {self.mcu_count} MCUs, but the stream ends after {len(ends)}"
+            )
         return symbols[: ends[count - 1] if count else len(self.header)]
 
     def to_file(self, symbols: np.ndarray) -> bytes:
@@ -137,8 +139,8 @@ class Codec:
     def _repair(self, body: bytes) -> tuple[bytes, str]:
         """What follows the header, made such that libjpeg has no reason to refuse it, and what is lost.
 
-        libjpeg bridges damaged MCUs and restart markers by itself (T.81, F.2.2.5 and E.2.4), but stops at a marker that may
-        not stand inside a scan and at the end of the data.
+        libjpeg bridges damaged MCUs and restart markers by itself, but refuses other markers inside a scan and data
+        without an end.
         """
         last = self.mcu_count - 1 if self.config.restart else 0
         places, markers = _markers(np.frombuffer(body, np.uint8))

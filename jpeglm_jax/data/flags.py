@@ -1,16 +1,16 @@
 """Invented flags: pictures made from nothing but a number, for a first run without data.
 
-Every edge lies on the 16-pixel grid of the MCUs of 4:2:0, so that equal cells are equal bytes of the JPEG stream. A flag is
+Every edge lies on the 16-pixel grid of the MCUs of 4:2:0, so that equal cells are equal bytes of the JPEG stream. There are
   stripes    2 or 3, horizontal or vertical;
   cross      centred, on four quarters of which opposite ones are equal;
-  nordic     a cross on 1 or 2 colours whose upright stands half a cell from the hoist: the only edges between the lines of the grid;
+  nordic     a cross on 1 or 2 colours whose upright stands half a cell from the hoist: the only edges off the grid;
   frame      a border, plain or of 2 or 3 stripes, around a field;
   quarters   four rectangles around a point off the centre;
   hoist      an upright band, and 2 or 3 stripes beside it;
   canton     2 or 3 stripes with a square in the upper corner;
   checkers   2 or 3 colours in turn;
-with every colour drawn anew and neighbours different. A third of the flags with a plain cell in the middle (in the corner, for
-a canton) carry a disc, a diamond or a star there, of constant shape, so that it too is always the same few bytes.
+with every colour drawn anew and neighbours different. A third of the flags with a plain middle (for a canton: corner)
+carry a disc, a diamond or a star there, of constant shape, so that it too is always the same few bytes.
 """
 
 import functools
@@ -44,7 +44,7 @@ def flag(index: int, size: int) -> np.ndarray:
 
     Args:
       index: 0 or more; over 100,000 different flags come, those of few colours more than once.
-      size: width and height in pixels, a multiple of 16 from 48 on for edges on the grid.
+      size: width and height in pixels, 3 or more; a multiple of 16 from 48 on for edges on the grid.
 
     Returns:
       uint8 (size, size, 3), RGB.
@@ -67,8 +67,8 @@ _SERIES = 1
 _PALETTE = np.array(list(COLORS.values()), np.uint8)
 
 
-# Each kind fills `field`, uint8 (size, size), with indices of COLORS, and returns the first and last line of a plain square on
-# the diagonal where an emblem may stand. `near` and `far` are the lines of the grid at the thirds.
+# Each kind fills `field`, uint8 (size, size), with indices of COLORS, and returns the first line of a plain square on the
+# diagonal where an emblem may stand, and the line after its last. `near` and `far` are the lines of the grid at the thirds.
 
 
 def _stripes(rng, field, near, far):

@@ -16,6 +16,7 @@ import zipfile
 import grain
 import numpy as np
 import tqdm
+from absl import flags
 from etils import epath
 
 from jpeglm_jax.tokenizer import PAD
@@ -178,7 +179,11 @@ def iterate(dataset: grain.MapDataset, threads: int, workers: int) -> grain.Iter
     """Elements in order, made ahead of time."""
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     elements = dataset.to_iter_dataset(read)
-    return elements.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)) if workers else elements
+    if not workers:
+        return elements
+    if not flags.FLAGS.is_parsed():  # Grain's workers read its flags, which only absl programs parse
+        flags.FLAGS.mark_as_parsed()
+    return elements.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
 
 
 def save_lengths(path: epath.PathLike, lengths: np.ndarray, identity: dict[str, str]) -> None:
@@ -201,7 +206,7 @@ def load_lengths(path: epath.PathLike, identity: dict[str, str]) -> np.ndarray:
     try:
         with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as stored:
             lengths, found = stored["lengths"], json.loads(str(stored["identity"]))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a length index ({error}); delete it to have it made anew") from error
     changed = [name for name in identity if found.get(name) != identity[name]]
     if changed:

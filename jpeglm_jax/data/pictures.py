@@ -15,9 +15,9 @@ EXTENSIONS = {
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
 }
-"""Formats that are read, with the endings of their files; others that Pillow knows run programs or draw from scripts."""
+"""Formats that are read, with the endings of their files; some others that Pillow knows run programs."""
 
-# Set once: `warnings.catch_warnings` is not safe with threads. What Pillow warns of is either harmless or an error below.
+# Set once: `warnings.catch_warnings` is not safe with threads. What Pillow warns of is harmless or an error below.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -54,7 +54,7 @@ def load(data: bytes | np.ndarray, size: int) -> np.ndarray:
         raise BadPicture(f"not a picture in a format that is read: {', '.join(EXTENSIONS)}") from error
     except Image.DecompressionBombError as error:
         raise BadPicture(f"too large: more than {2 * Image.MAX_IMAGE_PIXELS} pixels") from error
-    except Exception as error:  # Pillow's readers raise nearly any type on a damaged file: struct.error, SyntaxError, KeyError
+    except Exception as error:  # on damaged files Pillow's readers raise nearly any type: struct.error, SyntaxError
         raise BadPicture(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
