@@ -98,6 +98,7 @@ def load_model(run: epath.PathLike) -> tuple[Config, Llama, Mesh, int]:
     if step is None:
         raise ValueError(f"{run} has no checkpoint yet; `jpeglm train {run}` makes them")
     mesh = sharding.make_mesh(config.mesh)
+    sharding.check_divides(config.model, mesh)
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(lambda: Llama(config.model, nnx.Rngs(0)))
         return config, checkpoints.model(step, abstract, mesh), mesh, step

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from jpeglm_jax.config import MeshConfig
+from jpeglm_jax.config import MeshConfig, ModelConfig
 
 BATCH = ("data", "fsdp")
 """The axes that a batch is split over: fsdp holds shards of weights, but works on examples of its own."""
@@ -46,3 +46,15 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             "set mesh.data, mesh.fsdp and mesh.tensor so that they multiply to it, or one of them to -1"
         )
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), (AxisType.Explicit,) * 3, devices=devices)
+
+
+def check_divides(config: ModelConfig, mesh: Mesh) -> None:
+    """Whether every weight can be split over the mesh.
+
+    Raises:
+      ValueError: one cannot; the message names both numbers.
+    """
+    for name, axis in (("width", "fsdp"), ("heads", "tensor"), ("kv_heads", "tensor"), ("mlp_width", "tensor")):
+        size, parts = getattr(config, name), mesh.shape[axis]
+        if size % parts:
+            raise ValueError(f"model.{name} ({size}) does not divide over mesh.{axis} ({parts}); change one of them")

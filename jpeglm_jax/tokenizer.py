@@ -53,10 +53,6 @@ class Symbols:
         return (_content(ids, self.vocab_size) - SPECIALS).astype(np.min_scalar_type(self.alphabet_size - 1))
 
     def fingerprint(self) -> str:
-        """Changes when the ids of any symbols do."""
-        return f"symbols {self.alphabet_size}"
-
-    def fingerprint(self) -> str:
         """Names the vocabulary: equal for tokenizers that give equal ids."""
         return f"{self.alphabet_size} symbols"
 
@@ -110,18 +106,14 @@ class Bpe:
         return np.frombuffer(b"".join([self._pieces[id] for id in content]), np.uint8)
 
     def fingerprint(self) -> str:
-        """Changes when the ids of any symbols do."""
-        return hashlib.sha256(self._model).hexdigest()
-
-    def fingerprint(self) -> str:
         """Names the vocabulary: equal for tokenizers that give equal ids."""
         return f"SentencePiece {hashlib.sha256(self._model).hexdigest()}"
 
     def save(self, path: epath.PathLike) -> None:
         """Writes the file that `load` reads.
 
-        Named `tokenizer.model`, transformers' `LlamaTokenizer.from_pretrained(directory, add_bos_token=True)` reads it too
-        and gives the ids of `encode` without EOS.
+        If it is named `tokenizer.model`, transformers' `LlamaTokenizer.from_pretrained(directory, add_bos_token=True)`
+        reads it too and gives the ids of `encode` without EOS.
         """
         epath.Path(path).write_bytes(self._model)
 

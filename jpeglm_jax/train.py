@@ -87,6 +87,7 @@ def train(config: Config) -> None:
     data = Data(config)
     config = runs.open_or_create(config, data.tokenizer)
     mesh = sharding.make_mesh(config.mesh)
+    sharding.check_divides(config.model, mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"] * config.optim.accumulation
     if config.data.batch_size % rows:
         raise ValueError(

@@ -42,7 +42,7 @@ def test_no_position_sees_a_later_token(one_device):
     "change",
     [
         {"vocab_size": 17},
-        {"width": 18},
+        {"width": 24},
         {"layers": 2},
         {"heads": 2},
         {"kv_heads": 4},
@@ -122,7 +122,7 @@ def test_rotation_depends_on_distance_only():
 def test_meshes_of_eight_devices_give_the_gradients_of_one(sizes):
     def gradient(mesh):
         with jax.set_mesh(mesh):
-            llama = model(width=16)
+            llama = model()
             tokens = jax.device_put(TOKENS, jax.NamedSharding(mesh, sharding.BT))
             loss, gradients = jax.jit(jax.value_and_grad(lambda llama, tokens: (llama(tokens) ** 2).mean()))(llama, tokens)
             return jax.device_get((loss, jax.tree.leaves(gradients)))
@@ -144,3 +144,8 @@ def test_weights_are_split_as_declared():
 def test_a_mesh_that_does_not_fit_names_the_numbers():
     with pytest.raises(ValueError, match="data=3 x fsdp=1 x tensor=1 does not fit 8 devices"):
         sharding.make_mesh(MeshConfig(data=3, fsdp=1))
+
+
+def test_a_model_that_does_not_divide_names_the_numbers():
+    with pytest.raises(ValueError, match=r"model.kv_heads \(2\) does not divide over mesh.tensor \(4\)"):
+        sharding.check_divides(MODEL, sharding.make_mesh(MeshConfig(data=2, fsdp=1, tensor=4)))

@@ -168,7 +168,7 @@ def test_a_file_that_is_no_picture_is_refused_in_one_line(kind):
         pictures.load(damaged_kinds()[kind], SIZE)
     message = str(error.value)
     assert message and "\n" not in message and "BytesIO" not in message and len(message) < 150
-    reasons = {"20000x20000": "too large", "empty": "the file is empty", "truncated JPEG": "truncated", "text": "format"}
+    reasons = {"20000x20000": "too large", "empty": "file is empty", "truncated JPEG": "truncated", "text": "format"}
     assert reasons.get(kind, "") in message
 
 

@@ -103,9 +103,9 @@ def test_a_sample_depends_on_its_prompt_and_seed_alone(one_device):
 
 
 def test_eight_devices_write_what_one_writes(one_device):
-    one = generate(model(width=16), prompts(), range(4), Sampler(), 19)
+    one = generate(model(), prompts(), range(4), Sampler(), 19)
     with jax.set_mesh(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
-        eight = generate(model(width=16), prompts(), range(4), Sampler(), 19)
+        eight = generate(model(), prompts(), range(4), Sampler(), 19)
     assert [tokens.tolist() for tokens in one] == [tokens.tolist() for tokens in eight]
 
 

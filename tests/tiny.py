@@ -1,4 +1,4 @@
-"""A small config of prime dims, and how to make its model."""
+"""A small config of unlike dims, and how to make its model."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from jpeglm_jax.model import Llama
 
 MODEL = ModelConfig(
     vocab_size=13,
-    width=14,
+    width=16,
     layers=3,
     heads=4,
     kv_heads=2,

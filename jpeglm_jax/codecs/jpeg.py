@@ -1,7 +1,7 @@
 """Pictures as abbreviated JPEG streams: the published representation (paper, section 3).
 
 A stream is a constant header, the MCUs of the picture in raster order with a restart marker after each but the last,
-and the end-of-image marker. The quantisation and Huffman tables, equal in every picture, are left out (ITU-T T.81, B.5).
+and the end-of-image marker. The quantisation and Huffman tables, equal in every file, are left out (ITU-T T.81, B.5).
 """
 
 import io

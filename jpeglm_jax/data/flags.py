@@ -1,6 +1,6 @@
 """Invented flags: pictures made from nothing but a number, for a first run without data.
 
-Every edge lies on the 16-pixel grid of the MCUs of 4:2:0, so that equal cells are equal bytes of the JPEG stream. There are
+Every edge lies on the 16-pixel grid of the MCUs of 4:2:0, so that equal cells are equal bytes of the JPEG. There are:
   stripes    2 or 3, horizontal or vertical;
   cross      centred, on four quarters of which opposite ones are equal;
   nordic     a cross on 1 or 2 colours whose upright stands half a cell from the hoist: the only edges off the grid;
@@ -67,8 +67,8 @@ _SERIES = 1
 _PALETTE = np.array(list(COLORS.values()), np.uint8)
 
 
-# Each kind fills `field`, uint8 (size, size), with indices of COLORS, and returns the first line of a plain square on the
-# diagonal where an emblem may stand, and the line after its last. `near` and `far` are the lines of the grid at the thirds.
+# Each kind fills `field`, uint8 (size, size), with indices of COLORS. It returns where an emblem may stand: the first
+# line of a plain square on the diagonal, and the line after its last. `near` and `far` are the lines at the thirds.
 
 
 def _stripes(rng, field, near, far):

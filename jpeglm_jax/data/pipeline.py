@@ -1,10 +1,12 @@
 """From a source of pictures to batches of tokens: one visible Grain chain, by random access from end to end."""
 
+import dataclasses
 import functools
 import logging
 
 import grain
 import numpy as np
+import tqdm
 from etils import epath
 
 from jpeglm_jax import codecs, tokenizer
@@ -90,3 +92,22 @@ class ReadPicture:
         except pictures.BadPicture as error:
             log.warning("skipped %s: %s", self.source.name(index), error)
             return None
+
+
+def learn_tokenizer(config: Config, pictures: int, vocab_size: int, path: epath.PathLike) -> tuple[tokenizer.Bpe, float]:
+    """Learns BPE from the first training pictures and writes it; returns it and the part of a picture's length that it saves.
+
+    Raises:
+      ValueError: a vocabulary too small for the bytes or too large for the pictures.
+    """
+    data = Data(dataclasses.replace(config, tokenizer=""))
+    count = min(pictures, len(data.train))
+    streams = [
+        stream
+        for position in tqdm.tqdm(range(count), "reading", unit=" pictures")
+        if (stream := data.stream(data.train, position)) is not None
+    ]
+    learned = tokenizer.train_bpe(streams, vocab_size, path)
+    sample = streams[:1000]
+    saved = 1 - sum(len(learned.encode(stream, eos=True)) for stream in sample) / sum(len(stream) + 2 for stream in sample)
+    return learned, saved

@@ -132,7 +132,7 @@ class Tfds:
         except (ValueError, AssertionError, ImportError) as error:
             raise ValueError(f"no TFDS data set {name!r} in {place} ({_first_line(error)})") from error
         if "image" not in builder.info.features:
-            raise ValueError(f"tfds:{name} has no feature `image`, only {', '.join(builder.info.features)}")
+            raise ValueError(f"tfds:{name} has no feature `image`, only {', '.join(sorted(builder.info.features))}")
         try:
             self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         except NotImplementedError as error:
