@@ -10,8 +10,8 @@ config = Config(
     codec=JpegConfig(size=48),
     data=DataConfig(path="builtin:flags", packing="rows", sequence_length=208, batch_size=16),
     model=ModelConfig(
-        width=128, layers=4, heads=2, kv_heads=2, head_dim=64, mlp_width=344, dtype="float32", remat="none"
+        width=128, layers=4, heads=2, kv_heads=2, head_dim=64, mlp_width=344, dtype="float32", remat="full"
     ),
-    optim=OptimConfig(learning_rate=3e-3, final_learning_rate=3e-4, warmup_steps=30),
-    train=TrainConfig(steps=40, eval_every=20, eval_batches=4, sample_every=0, save_every=20),
+    optim=OptimConfig(learning_rate=3e-3, final_learning_rate=3e-4, warmup_steps=50),
+    train=TrainConfig(steps=700, eval_every=350, eval_batches=8, sample_every=350, save_every=350),
 )
