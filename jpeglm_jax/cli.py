@@ -1,0 +1,280 @@
+"""The command `jpeglm`: every subcommand is a dataclass, its fields are the flags, calling it does the work."""
+
+import dataclasses
+import logging
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jpeglm_jax import config as configs
+from jpeglm_jax.config import Config
+
+SettingsOf = Annotated[Config, tyro.conf.arg(name="")]
+"""A config whose fields are flags of their own: `--model.width 128`."""
+
+
+@dataclasses.dataclass
+class Train:
+    """Trains a model, or continues a run: `jpeglm train CONFIG [--data.path FOLDER ...]` or `jpeglm train RUN`.
+
+    A run continues from its newest checkpoint and reaches what it would have reached without the break.
+    """
+
+    config: SettingsOf = Config()
+
+    def __call__(self) -> None:
+        from jpeglm_jax.train import train
+
+        train(self.config)
+        print(f"{self.config.run} is trained; `jpeglm evaluate {self.config.run}` shows what came of it")
+
+
+@dataclasses.dataclass
+class Sample:
+    """Writes pictures: from nothing, or completing the beginning of a picture."""
+
+    run: tyro.conf.Positional[str]
+    """Directory of a run."""
+    prompt: str = ""
+    """A picture file to complete; without one, pictures are written from nothing."""
+    ratio: float = 0.5
+    """Part of the prompt's MCUs that is kept."""
+    count: int = 4
+    out: str = "samples"
+    """Directory for the .jpg files and the sheet."""
+    temperature: float = 1.0
+    """0 takes the most probable byte or token."""
+    top_k: int | None = None
+    """Draw from the k most probable tokens only; the paper takes 40 or 80."""
+    top_p: float = 1.0
+    """Draw from the most probable tokens that reach this probability; the paper takes 0.9 or 1."""
+    seed: int = 0
+    """Of the first sample; each next has the next seed."""
+    max_tokens: int | None = None
+    """Of a picture, prompt included; by default the run's sequence length."""
+    json: str = ""
+    """Also write what the table says to this file."""
+
+    def __call__(self) -> None:
+        from jpeglm_jax import tables
+        from jpeglm_jax.sampling.command import sample
+
+        if self.count < 1:
+            raise ValueError(f"count must be 1 or more, not {self.count}")
+        rows = sample(
+            self.run,
+            self.prompt,
+            self.ratio,
+            range(self.seed, self.seed + self.count),
+            _sampler(self),
+            self.max_tokens,
+            self.out,
+        )
+        tables.show(f"samples of {self.run}", list(rows.items()))
+        tables.write_json(self.json, rows)
+
+
+@dataclasses.dataclass
+class Evaluate:
+    """Scores a run on held-out pictures, samples from it, and draws the sheet RUN/samples.png."""
+
+    run: tyro.conf.Positional[str]
+    """Directory of a run."""
+    count: int = 8
+    """Pictures in each row of the sheet."""
+    ratio: float = 0.5
+    """Part of a picture that its completion begins from."""
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    json: str = ""
+    """Also write what the table says to this file."""
+
+    def __call__(self) -> None:
+        from jpeglm_jax import tables
+        from jpeglm_jax.evaluation.report import report
+
+        if self.count < 1:
+            raise ValueError(f"count must be 1 or more, not {self.count}")
+        rows = report(self.run, self.count, self.ratio, _sampler(self))
+        tables.show(self.run, [(name.replace("_", " "), value) for name, value in rows.items()])
+        tables.write_json(self.json, rows)
+
+
+@dataclasses.dataclass
+class Tokenizer:
+    """Learns a BPE vocabulary from pictures: `jpeglm tokenizer CONFIG --out FILE`."""
+
+    config: SettingsOf = Config()
+    out: str = "tokenizer.model"
+    """A SentencePiece model in the published format."""
+    vocab_size: int = 320
+    """Entries, the 3 specials, 256 bytes and the prefix included."""
+    pictures: int = 10_000
+    """Training pictures to learn from, at most."""
+
+    def __call__(self) -> None:
+        from jpeglm_jax.data.pipeline import learn_tokenizer
+
+        tokenizer, saved = learn_tokenizer(self.config, self.pictures, self.vocab_size, self.out)
+        print(f"{self.out}: {tokenizer.vocab_size} tokens; a picture is {saved:.1%} shorter than in bytes")
+
+
+@dataclasses.dataclass
+class Index:
+    """Measures the tokens of every picture, so that a run need not: `jpeglm index CONFIG [--run RUN]`.
+
+    Needed once where pictures are cut in chunks. `jpeglm train` does the same when it finds no index in its run directory.
+    """
+
+    config: SettingsOf = Config()
+
+    def __call__(self) -> None:
+        from jpeglm_jax import runs
+        from jpeglm_jax.data.pipeline import Data
+
+        path = Path(self.config.run) / runs.LENGTHS
+        lengths = Data(self.config).lengths(path)
+        print(f"{path}: {len(lengths):,} pictures, {lengths.sum(dtype=int):,} tokens, {(lengths == 0).sum():,} unreadable")
+
+
+@dataclasses.dataclass
+class BenchInput:
+    """Measures the input pipeline on one core against the published steps and against libjpeg alone."""
+
+    config: SettingsOf = Config()
+    pictures: int = 300
+    """Photos in a round."""
+    rounds: int = 5
+    """Of each pipeline, in turn; medians are shown."""
+    json: str = ""
+    """Also write what the table says to this file."""
+
+    def __call__(self) -> None:
+        from jpeglm_jax import tables
+        from jpeglm_jax.benchmarks.input import bench_input
+
+        rows = bench_input(self.config, self.pictures, self.rounds)
+        tables.show("input pipeline, one core", list(rows.items()))
+        tables.write_json(self.json, rows)
+
+
+@dataclasses.dataclass
+class BenchTrain:
+    """Measures a training step against its matrix products alone, and against the device's peak."""
+
+    config: SettingsOf = Config()
+    rounds: int = 7
+    """Of the step and of the products, in turn; medians are shown."""
+    json: str = ""
+    """Also write what the table says to this file."""
+
+    def __call__(self) -> None:
+        from jpeglm_jax import tables
+        from jpeglm_jax.benchmarks.train import bench_train
+
+        rows = bench_train(self.config, self.rounds)
+        tables.show("training step", list(rows.items()))
+        tables.write_json(self.json, rows)
+
+
+COMMANDS = {
+    "train": Train,
+    "sample": Sample,
+    "evaluate": Evaluate,
+    "tokenizer": Tokenizer,
+    "index": Index,
+    "bench input": BenchInput,
+    "bench train": BenchTrain,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one command; errors of use are one line and exit status 1."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for chatty in ("absl", "jax", "orbax"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    try:
+        _run(arguments)
+    except KeyboardInterrupt:
+        sys.exit("\njpeglm: stopped; `jpeglm train RUN` goes on from the newest checkpoint")
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("JPEGLM_TRACEBACK"):
+            raise
+        sys.exit(f"jpeglm: error: {error}")
+
+
+def _run(arguments: list[str]) -> None:
+    words = 2 if arguments[:1] == ["bench"] else 1
+    name, rest = " ".join(arguments[:words]), arguments[words:]
+    if name not in COMMANDS:
+        asked = name in ("", "-h", "--help", "bench", "bench --help")
+        print(_overview() if asked else f"jpeglm: no command {name!r}\n\n{_overview()}", file=sys.stdout if asked else sys.stderr)
+        sys.exit(0 if asked else 2)
+    command = COMMANDS[name]
+    default = None
+    if command.__dataclass_fields__.keys() & {"config"}:
+        # The values of the config file are the defaults of the flags, so it is read before them.
+        if rest and not rest[0].startswith("-"):
+            default = command(config=load_config(rest[0]))
+            name, rest = f"{name} {rest[0]}", rest[1:]
+        elif not {"-h", "--help"} & set(rest):
+            raise ValueError(f"`jpeglm {name}` needs a config file or a run directory first, like configs/quickstart.py")
+    chosen = tyro.cli(command, default=default, args=rest, prog=f"jpeglm {name}", description=command.__doc__)
+    _cache_compilations()
+    chosen()
+
+
+def load_config(path: str) -> Config:
+    """The config of a `.py` file that defines `config`, or of a run directory.
+
+    Raises:
+      ValueError: neither, or a file that is not right.
+    """
+    if Path(path).suffix == ".py":
+        try:
+            config = runpy.run_path(path).get("config")
+        except FileNotFoundError as error:
+            raise ValueError(f"there is no config file {path}") from error
+        except (TypeError, ValueError, SyntaxError) as error:  # a misspelt field is a TypeError of the dataclass
+            raise ValueError(f"{path}: {error}") from error
+        if not isinstance(config, Config):
+            raise ValueError(f"{path} must define `config`, a jpeglm_jax.config.Config")
+        return config
+    from jpeglm_jax import runs
+
+    return runs.read(path)
+
+
+def _sampler(flags: Sample | Evaluate):
+    from jpeglm_jax.sampling.rules import Sampler
+
+    return Sampler(flags.temperature, flags.top_k, flags.top_p)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  jpeglm {name:<{width}}  {command.__doc__.splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "\n".join([
+        "usage: jpeglm COMMAND ...",
+        "",
+        "A Llama-2 decoder that writes pictures by writing the bytes of JPEG files.",
+        "",
+        *lines,
+        "",
+        "`jpeglm COMMAND --help` shows the flags of one; `jpeglm train configs/quickstart.py` is a first run.",
+    ])
+
+
+def _cache_compilations() -> None:
+    """Keeps compiled programs between commands, where JAX is not told otherwise."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "jpeglm", "compilations"))

@@ -1,0 +1,104 @@
+"""The directory of a run: what is in it, opening it, and whether a config may continue it.
+
+    RUN/config.json      every setting, the vocabulary filled in
+    RUN/tokenizer.model  a copy of the tokenizer, unless every byte is a token
+    RUN/lengths.npz      tokens of each picture, where they are cut in chunks
+    RUN/checkpoints      see checkpoints.py
+    RUN/metrics.jsonl    see metrics.py, as of the newest checkpoint; beside it TensorBoard's files
+"""
+
+import dataclasses
+
+import jax
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+
+from jpeglm_jax import config as configs
+from jpeglm_jax import sharding
+from jpeglm_jax.checkpoints import Checkpoints
+from jpeglm_jax.config import Config
+from jpeglm_jax.model import Llama
+from jpeglm_jax.tokenizer import Bpe, Symbols
+
+CONFIG, TOKENIZER, LENGTHS = "config.json", "tokenizer.model", "lengths.npz"
+
+CHANGEABLE = (
+    "run", "tokenizer", "mesh.", "train.", "data.threads", "data.workers", "model.remat", "model.attention", "optim.accumulation"
+)  # fmt: skip
+"""Fields, and groups of them, that may differ when a run is continued: they decide how and how long, not what. (That the
+tokenizer is the same is checked by its content.)"""
+
+
+def read(run: epath.PathLike) -> Config:
+    """The config of a run, its paths those of where the run is now.
+
+    Raises:
+      ValueError: the directory is no run, or the config cannot be read.
+    """
+    run = epath.Path(run)
+    if not (run / CONFIG).exists():
+        raise ValueError(f"{run} is no run: it has no {CONFIG}")
+    try:
+        config = configs.from_json((run / CONFIG).read_text())
+    except ValueError as error:
+        raise ValueError(f"{run / CONFIG} cannot be used: {error}") from error
+    tokenizer = str(run / TOKENIZER) if config.tokenizer else ""
+    return dataclasses.replace(config, run=str(run), tokenizer=tokenizer)
+
+
+def open_or_create(config: Config, tokenizer: Symbols | Bpe) -> Config:
+    """Makes the directory of a run, or checks that it is one that `config` can continue; returns the config filled in.
+
+    Raises:
+      ValueError: a directory with other things in it, or a run with other settings; the message names the fields.
+    """
+    vocab_size = config.model.vocab_size or tokenizer.vocab_size
+    if vocab_size != tokenizer.vocab_size:
+        raise ValueError(
+            f"model.vocab_size is {vocab_size}, but the tokenizer has {tokenizer.vocab_size}; leave it out to take the tokenizer's"
+        )
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
+    run = epath.Path(config.run)
+    if (run / CONFIG).exists():
+        check_fits(config, read(run))
+    elif run.exists() and (not run.is_dir() or any(path.name != LENGTHS for path in run.iterdir())):
+        raise ValueError(f"{run} exists and is no run; choose another directory with --run, or empty it")
+    run.mkdir(parents=True, exist_ok=True)
+    if config.tokenizer:
+        tokenizer.save(run / TOKENIZER)
+    (run / CONFIG).write_text(configs.to_json(config))
+    return config
+
+
+def check_fits(config: Config, stored: Config) -> None:
+    """Whether `config` may continue what `stored` began.
+
+    Raises:
+      ValueError: it may not; the message names the fields that differ.
+    """
+    differing = {
+        name: values for name, values in configs.differences(config, stored).items() if not name.startswith(CHANGEABLE)
+    }
+    if differing:
+        fields = "; ".join(f"{name} is {ours!r}, was {theirs!r}" for name, (ours, theirs) in differing.items())
+        raise ValueError(f"{config.run} was begun with other settings ({fields}): begin a new run with --run, or set them back")
+
+
+def load_model(run: epath.PathLike) -> tuple[Config, Llama, Mesh, int]:
+    """The newest model of a run, on all devices, its config, mesh and step.
+
+    Raises:
+      ValueError: no run, or one without a checkpoint.
+      CheckpointError: the checkpoint cannot be read.
+    """
+    config = read(run)
+    checkpoints = Checkpoints(run)
+    step = checkpoints.latest()
+    if step is None:
+        raise ValueError(f"{run} has no checkpoint yet; `jpeglm train {run}` makes them")
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_divides(config.model, mesh)
+    with jax.set_mesh(mesh):
+        abstract = jax.eval_shape(lambda: Llama(config.model, nnx.Rngs(0)))
+        return config, checkpoints.model(step, abstract, mesh), mesh, step
