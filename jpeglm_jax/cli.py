@@ -178,7 +178,7 @@ class BenchTrain:
         from jpeglm_jax.benchmarks.train import bench_train
 
         rows = bench_train(self.config, self.rounds)
-        tables.show("training step", list(rows.items()))
+        tables.show("training step", [(name.replace("_", " "), value) for name, value in rows.items()])
         tables.write_json(self.json, rows)
 
 
