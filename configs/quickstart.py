@@ -8,7 +8,7 @@ from jpeglm_jax.config import Config, DataConfig, JpegConfig, ModelConfig, Optim
 config = Config(
     run="runs/quickstart",
     codec=JpegConfig(size=48),
-    data=DataConfig(path="builtin:flags", packing="rows", sequence_length=208, batch_size=16),
+    data=DataConfig(path="builtin:flags", packing="rows", sequence_length=None, batch_size=16),
     model=ModelConfig(
         width=128, layers=4, heads=2, kv_heads=2, head_dim=64, mlp_width=344, dtype="float32", remat="full"
     ),

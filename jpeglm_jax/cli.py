@@ -1,12 +1,16 @@
 """The command `jpeglm`: every subcommand is a dataclass, its fields are the flags, calling it does the work."""
 
+import contextlib
 import dataclasses
+import inspect
+import io
+import itertools
 import logging
 import os
 import runpy
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -44,6 +48,7 @@ class Sample:
     ratio: float = 0.5
     """Part of the prompt's MCUs that is kept."""
     count: int = 4
+    """Pictures to write."""
     out: str = "samples"
     """Directory for the .jpg files and the sheet."""
     temperature: float = 1.0
@@ -89,8 +94,11 @@ class Evaluate:
     ratio: float = 0.5
     """Part of a picture that its completion begins from."""
     temperature: float = 1.0
+    """0 takes the most probable byte or token."""
     top_k: int | None = None
+    """Draw from the k most probable tokens only."""
     top_p: float = 1.0
+    """Draw from the most probable tokens that reach this probability."""
     json: str = ""
     """Also write what the table says to this file."""
 
@@ -178,7 +186,7 @@ class BenchTrain:
         from jpeglm_jax.benchmarks.train import bench_train
 
         rows = bench_train(self.config, self.rounds)
-        tables.show("training step", list(rows.items()))
+        tables.show("training step", [(name.replace("_", " "), value) for name, value in rows.items()])
         tables.write_json(self.json, rows)
 
 
@@ -194,7 +202,7 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one command; errors of use are one line and exit status 1."""
+    """Runs one command; an error of use is one line and exit status 1, with a traceback where JPEGLM_TRACEBACK is set."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("absl", "jax", "orbax"):
@@ -206,16 +214,17 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("JPEGLM_TRACEBACK"):
             raise
-        sys.exit(f"jpeglm: error: {error}")
+        sys.exit(f"jpeglm: error: {' '.join(str(error).split())}")
 
 
 def _run(arguments: list[str]) -> None:
     words = 2 if arguments[:1] == ["bench"] else 1
     name, rest = " ".join(arguments[:words]), arguments[words:]
+    if name in ("", "-h", "--help", "bench", "bench -h", "bench --help"):
+        print(_overview())
+        return
     if name not in COMMANDS:
-        asked = name in ("", "-h", "--help", "bench", "bench --help")
-        print(_overview() if asked else f"jpeglm: no command {name!r}\n\n{_overview()}", file=sys.stdout if asked else sys.stderr)
-        sys.exit(0 if asked else 2)
+        raise ValueError(f"no command {name!r}; there are: {', '.join(COMMANDS)}")
     command = COMMANDS[name]
     default = None
     if command.__dataclass_fields__.keys() & {"config"}:
@@ -223,11 +232,32 @@ def _run(arguments: list[str]) -> None:
         if rest and not rest[0].startswith("-"):
             default = command(config=load_config(rest[0]))
             name, rest = f"{name} {rest[0]}", rest[1:]
-        elif not {"-h", "--help"} & set(rest):
+        elif {"-h", "--help"} & set(rest):
+            name = f"{name} CONFIG"
+        else:
             raise ValueError(f"`jpeglm {name}` needs a config file or a run directory first, like configs/quickstart.py")
-    chosen = tyro.cli(command, default=default, args=rest, prog=f"jpeglm {name}", description=command.__doc__)
+    chosen = _parse(command, default, rest, f"jpeglm {name}")
     _cache_compilations()
     chosen()
+
+
+def _parse(command: type, default: Any, arguments: list[str], prog: str) -> Any:
+    """The command with its fields set by the flags.
+
+    Raises:
+      ValueError: in one line, what tyro draws a box around.
+    """
+    drawn = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(drawn):
+            return tyro.cli(command, default=default, args=arguments, prog=prog, description=inspect.getdoc(command))
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        # A title, then parts with a line between them, the last of which says where help is.
+        lines = [line.strip("╭╮╰╯│─ ") for line in drawn.getvalue().splitlines()[1:]]
+        parts = [" ".join(part) for empty, part in itertools.groupby(lines, "".__eq__) if not empty]
+        raise ValueError("; ".join(parts)) from stop
 
 
 def load_config(path: str) -> Config:
@@ -241,7 +271,7 @@ def load_config(path: str) -> Config:
             config = runpy.run_path(path).get("config")
         except FileNotFoundError as error:
             raise ValueError(f"there is no config file {path}") from error
-        except (TypeError, ValueError, SyntaxError) as error:  # a misspelt field is a TypeError of the dataclass
+        except Exception as error:  # it is a program: a misspelt field is a TypeError of the dataclass, and so on
             raise ValueError(f"{path}: {error}") from error
         if not isinstance(config, Config):
             raise ValueError(f"{path} must define `config`, a jpeglm_jax.config.Config")

@@ -54,8 +54,8 @@ class DataConfig:
     """Pictures kept out of training for evaluation, drawn by the seed; at most a tenth of the source."""
     packing: Literal["chunks", "rows"] = "chunks"
     """`chunks`: all pictures concatenated and cut every `sequence_length` tokens (the paper's); `rows`: one picture a row."""
-    sequence_length: int = 12288
-    """Tokens in a row of the batch."""
+    sequence_length: int | None = 12288
+    """Tokens in a row of the batch; with `rows`, None takes what the pictures need."""
     batch_size: int = 32
     """Rows in a global batch, over all hosts and accumulation steps."""
     seed: int = 0
@@ -66,7 +66,11 @@ class DataConfig:
     """Worker processes a host; 0 makes batches in the training process."""
 
     def __post_init__(self):
-        _positive(self, "sequence_length", "batch_size", "threads", "holdout")
+        _positive(self, "batch_size", "threads", "holdout")
+        if self.sequence_length is None:
+            _require(self.packing == "rows", "sequence_length must be set where pictures are cut in chunks")
+        else:
+            _positive(self, "sequence_length")
         _require(self.workers >= 0, f"workers must be 0 or more, not {self.workers}")
 
 

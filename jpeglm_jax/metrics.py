@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import sys
 import time
 
 import jax
@@ -63,7 +64,10 @@ class Recorder:
         self.config, self.run = config, epath.Path(config.run)
         self.lines = [line for line in read(config.run) if line["step"] <= first]
         self.board = tensorboardX.SummaryWriter(config.run, purge_step=first + 1)
-        self.bar = tqdm.tqdm(total=config.train.steps, initial=first, unit="step", dynamic_ncols=True)
+        interval = 0.1 if sys.stderr.isatty() else 10.0  # seconds; a log file wants fewer lines than a terminal
+        self.bar = tqdm.tqdm(
+            total=config.train.steps, initial=first, unit=" steps", dynamic_ncols=True, mininterval=interval
+        )
         self.schedule = optim.learning_rate(config.optim, config.train.steps)
         peak = peak_flops(jax.devices()[0])
         self.peak = peak and peak * jax.device_count()
@@ -126,8 +130,8 @@ class Recorder:
             self.timed.append((now - self.clock, totals["tokens"]))
         self.clock = now
         self.window.append(totals)
+        self.bar.set_postfix_str(f"{loss.summary(totals)['bits_per_byte']:.3f} bits per byte", refresh=False)
         self.bar.update()
-        self.bar.set_postfix_str(f"{loss.summary(totals)['bits_per_byte']:.3f} bits per byte")
         if step % self.config.train.log_every == 0 or step == self.config.train.steps:
             self._write(step, self._summary(step))
             self.window, self.timed = [], []

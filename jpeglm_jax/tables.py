@@ -24,6 +24,8 @@ def write_json(path: str, values: dict[str, Any]) -> None:
 
 def spell(value: Any) -> str:
     """Numbers with four figures at least, and no more than are of use."""
+    if value is None:
+        return "not known"
     if not isinstance(value, float):
         return str(value)
     digits = 0 if not value else max(0, 3 - math.floor(math.log10(abs(value))))

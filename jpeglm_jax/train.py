@@ -4,6 +4,7 @@ The loop keeps one order: evaluate, sample, save, next batch, step. So the check
 and n, the number of the next one, and nothing that a resumed run computes depends on where the run before it was stopped.
 """
 
+import dataclasses
 import logging
 from typing import Callable, NamedTuple
 
@@ -85,7 +86,7 @@ def train(config: Config) -> None:
       CheckpointError: a checkpoint that cannot be read or written; the earlier ones stay as they are.
     """
     data = Data(config)
-    config = runs.open_or_create(config, data.tokenizer)
+    config = runs.open_or_create(dataclasses.replace(config, data=data.config), data.tokenizer)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_divides(config.model, mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"] * config.optim.accumulation

@@ -5,4 +5,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 jpeglm train configs/quickstart.py
-jpeglm evaluate runs/quickstart --json runs/quickstart/report.json
+jpeglm evaluate runs/quickstart --top-p 0.9 --json runs/quickstart/report.json

@@ -103,6 +103,17 @@ def test_array_records_are_read_across_files(records):
     assert part.fingerprint() != source.fingerprint() == open_source(f"{records}/set.array_record*", "").fingerprint()
 
 
+def test_a_damaged_record_is_a_bad_picture(records):
+    path = next(iter(sorted(records.glob("*00000-of*"))))
+    source = open_source(f"{records}/set.array_record*", "train")
+    data = path.read_bytes()
+    first = data.index(jpeg(0)[:40]) if jpeg(0)[:40] in data else 64 * 1024
+    path.write_bytes(data[: first // 2] + bytes(64) + data[first // 2 + 64 :])
+    with pytest.raises(BadPicture, match="cannot be read"):
+        for index in range(len(source)):
+            source[index]
+
+
 def test_a_file_that_is_no_array_record_is_refused(tmp_path):
     (tmp_path / "x.array_record").write_bytes(b"junk")
     with pytest.raises(ValueError, match="x.array_record: not ArrayRecord files"):

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from jpeglm_jax import tokenizer
-from jpeglm_jax.config import Config, JpegConfig
+from jpeglm_jax.config import Config, DataConfig, JpegConfig
 from jpeglm_jax.data import pictures as reading
 from jpeglm_jax.data.pipeline import Data, learn_tokenizer
 from jpeglm_jax.data.sources import open_source
@@ -60,7 +60,13 @@ def bench_input(config: Config, pictures: int, rounds: int) -> dict[str, Any]:
         for number, file in enumerate(files):
             (folder / f"{number:06}.jpg").write_bytes(file)  # readers go by the content, not by the name
         data = dataclasses.replace(
-            config.data, path=str(folder), packing="chunks", holdout=1, threads=1, workers=0
+            config.data,
+            path=str(folder),
+            packing="chunks",
+            sequence_length=config.data.sequence_length or DataConfig.sequence_length,
+            holdout=1,
+            threads=1,
+            workers=0,
         )
         plain_config = dataclasses.replace(config, tokenizer="", data=data)
         if config.tokenizer:

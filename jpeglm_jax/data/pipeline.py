@@ -17,8 +17,15 @@ from jpeglm_jax.data.sources import Source, open_source
 log = logging.getLogger(__name__)
 
 
+PROBED = 1000
+"""Training pictures that are read to learn how long a row must be."""
+
+ROW_MULTIPLE = 16
+"""Rows have a multiple of this many tokens, which processors like better."""
+
+
 class Data:
-    """The data of a run.
+    """The data of a run. `config` is what was asked for, with the sequence length filled in.
 
     Raises:
       ValueError: nothing to read at `data.path`, fewer than two pictures, or no such tokenizer.
@@ -42,6 +49,8 @@ class Data:
         )
         self.symbols = self.pictures.map(self.codec.encode)
         self.tokens = self.symbols.map(functools.partial(self.tokenizer.encode, eos=True))
+        if config.data.packing == "rows":
+            self.config = dataclasses.replace(config.data, sequence_length=self._row_length())
 
     def stream(self, selection: packing.Selection, position: int) -> np.ndarray | None:
         """The symbols of one picture of a selection's first epoch; None if it cannot be read."""
@@ -61,6 +70,22 @@ class Data:
     def iterate(self, batches: packing.Batches, start: int = 0) -> grain.IterDataset:
         """Batches from number `start` on, made ahead of time by threads or worker processes."""
         return packing.iterate(batches[start:], self.config.threads, self.config.workers)
+
+    def _row_length(self) -> int:
+        """The sequence length that was asked for, or else one that holds the pictures."""
+        probed = (self.tokens[int(self.train.index(0, position))] for position in range(min(PROBED, len(self.train))))
+        # A row's inputs are all tokens of a picture but its last.
+        needed = np.array([len(tokens) - 1 for tokens in probed if tokens is not None])
+        if not len(needed):
+            raise ValueError(f"none of the first {PROBED} pictures of {self.config.path} can be read; the log says why for each")
+        fitting = -(-int(needed.max()) // ROW_MULTIPLE) * ROW_MULTIPLE
+        asked = self.config.sequence_length or fitting
+        if longer := int((needed > asked).sum()):
+            log.warning(
+                "%d of %d pictures have more tokens than data.sequence_length (%d) and are cut; %d would hold them",
+                *(longer, len(needed), asked, fitting),
+            )
+        return asked
 
     def lengths(self, path: epath.PathLike) -> np.ndarray:
         """Tokens of each picture, int32 (pictures,), from the index at `path`, which is made if it is missing."""

@@ -110,7 +110,10 @@ class ArrayRecords:
         return len(self._records)
 
     def __getitem__(self, index: int) -> bytes:
-        return self._records[index]
+        try:
+            return self._records[index]
+        except (RuntimeError, ValueError, OSError) as error:
+            raise BadPicture(f"cannot be read: {_first_line(error)}") from error
 
     def name(self, index: int) -> str:
         return f"record {index} of {self._pattern}"

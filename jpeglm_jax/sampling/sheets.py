@@ -14,6 +14,9 @@ from jpeglm_jax.sampling.rules import Sampler
 GAP, TITLE, SMALLEST = 8, 24, 96
 """Pixels between pictures, of a title's height, and that small pictures are enlarged to."""
 
+BACKGROUND = (214, 214, 214)
+"""Grey, so that the white of a picture is seen."""
+
 
 def sheet(rows: dict[str, Sequence[np.ndarray]]) -> np.ndarray:
     """Draws rows of pictures, by title; returns uint8 (height, width, 3).
@@ -25,7 +28,7 @@ def sheet(rows: dict[str, Sequence[np.ndarray]]) -> np.ndarray:
     side = size * max(1, -(-SMALLEST // size))  # whole multiples keep the pixels square
     columns = max(map(len, rows.values()))
     height = len(rows) * (TITLE + side + GAP) + GAP
-    canvas = Image.new("RGB", (columns * (side + GAP) + GAP, height), "white")
+    canvas = Image.new("RGB", (columns * (side + GAP) + GAP, height), BACKGROUND)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(15)
     for number, (title, pictures) in enumerate(rows.items()):
         top = GAP + number * (TITLE + side + GAP)
