@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from jpeglm_jax import config as configs
-from jpeglm_jax.config import Config
+from jpeglm_jax.config import Config, JpegConfig
 
 SettingsOf = Annotated[Config, tyro.conf.arg(name="")]
 """A config whose fields are flags of their own: `--model.width 128`."""
@@ -60,7 +60,9 @@ class Sample:
     seed: int = 0
     """Of the first sample; each next has the next seed."""
     max_tokens: int | None = None
-    """Of a picture, prompt included; by default the run's sequence length."""
+    """Of a picture, prompt included: it ends by then. By default the run's sequence length."""
+    unconstrained: bool = False
+    """Let the model write what is no picture, as in the paper; by default only streams that open can be written."""
     json: str = ""
     """Also write what the table says to this file."""
 
@@ -77,6 +79,7 @@ class Sample:
             range(self.seed, self.seed + self.count),
             _sampler(self),
             self.max_tokens,
+            not self.unconstrained,
             self.out,
         )
         tables.show(f"samples of {self.run}", list(rows.items()))
@@ -151,6 +154,32 @@ class Index:
 
 
 @dataclasses.dataclass
+class Check:
+    """Says of each file whether the codec's encoder can have written it and, if not, where and why: `jpeglm check FILE...`
+
+    The exit status is 1 if a file is not valid.
+    """
+
+    files: tyro.conf.Positional[tuple[str, ...]]
+    """.jpg files, or streams without tables."""
+    run: str = ""
+    """A run whose codec is meant; else the flags say which."""
+    codec: JpegConfig = JpegConfig()
+
+    def __call__(self) -> None:
+        from jpeglm_jax.grammar.check import check
+
+        if self.run:
+            from jpeglm_jax import runs
+
+            if self.codec != JpegConfig():
+                raise ValueError("--run brings its own codec: leave the --codec flags out, or --run")
+            self.codec = runs.read(self.run).codec
+        if not check(self.files, self.codec):
+            sys.exit(1)
+
+
+@dataclasses.dataclass
 class BenchInput:
     """Measures the input pipeline on one core against the published steps and against libjpeg alone."""
 
@@ -196,6 +225,7 @@ COMMANDS = {
     "evaluate": Evaluate,
     "tokenizer": Tokenizer,
     "index": Index,
+    "check": Check,
     "bench input": BenchInput,
     "bench train": BenchTrain,
 }
