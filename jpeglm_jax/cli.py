@@ -219,6 +219,31 @@ class BenchTrain:
         tables.write_json(self.json, rows)
 
 
+@dataclasses.dataclass
+class BenchDecode:
+    """Measures sampling with random weights: tokens a second, the grammar's cost, and the part of the memory's bandwidth."""
+
+    config: SettingsOf = Config()
+    batches: tuple[int, ...] = (1, 8, 32)
+    """Pictures written at the same time."""
+    length: int = 0
+    """Positions of the cache, half of them in use; 0 takes the sequence length."""
+    steps: int = 64
+    """In a round."""
+    rounds: int = 7
+    """Of the loop with the grammar, the loop without, and a large copy, in turn; medians are shown."""
+    json: str = ""
+    """Also write what the table says to this file."""
+
+    def __call__(self) -> None:
+        from jpeglm_jax import tables
+        from jpeglm_jax.benchmarks.decode import bench_decode
+
+        rows = bench_decode(self.config, self.batches, self.length, self.steps, self.rounds)
+        tables.show("sampling", list(rows.items()))
+        tables.write_json(self.json, rows)
+
+
 COMMANDS = {
     "train": Train,
     "sample": Sample,
@@ -228,6 +253,7 @@ COMMANDS = {
     "check": Check,
     "bench input": BenchInput,
     "bench train": BenchTrain,
+    "bench decode": BenchDecode,
 }
 
 

@@ -45,6 +45,6 @@ with jax.set_mesh(mesh):
     by_row += [abstract(np.zeros(1, dtype), jax.P(sharding.BATCH)) for dtype in ["int32"] * 4 + ["uint32"] + ["int32"] * 2]
     print(json.dumps({
         "cache": sum(array.size * array.dtype.itemsize for array in slots.cache) / 8 / GIB,
-        "chunk": temporary(generate._chunk, model, tables, Sampler(top_k=40, top_p=0.9), slots, np.int32(1)),
+        "chunk": temporary(generate._chunk, model, tables, Sampler(top_k=40, top_p=0.9), slots, np.int32(1), np.int32(128)),
         "refill": temporary(generate._admit, model, tables, Sampler(), slots, tuple(by_row)),
     }))

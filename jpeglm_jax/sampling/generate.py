@@ -33,7 +33,8 @@ from jpeglm_jax.sampling.rules import Sampler
 from jpeglm_jax.tokenizer import EOS, PAD
 
 MULTIPLE = 64
-"""Prompts and cache are padded to a multiple of this, so that a few compilations serve all lengths."""
+"""A cache has a multiple of so many positions, and prompts are padded to this times a power of two: a few compilations
+serve all lengths."""
 
 CHUNK = 128
 """Steps on the device between two looks of the host, at most."""
@@ -114,7 +115,7 @@ def write(
             state = _admit(model, tables, sampler, state, _rows(requests, spare, entering, group, count))
             running |= entering
         enough = min(group, len(waiting)) if waiting else count
-        state, report = _chunk(model, tables, sampler, state, np.int32(enough))
+        state, report = _chunk(model, tables, sampler, state, np.int32(enough), np.int32(CHUNK))
         tokens_BC, removed_B, steps = jax.device_get(report)
         changed = {}
         for slot, number in list(running.items()):
@@ -196,7 +197,10 @@ def _rows(
     seed_R = np.array([request.seed for request in picked], np.uint32)
     rows = [(len(request.prompt), request.limit, request.state, request.left) for request in picked]
     length_R, limit_R, state_R, left_R = np.array(rows, np.int32).T
-    prompts_RT = np.full((group, -(-length_R.max() // MULTIPLE) * MULTIPLE), PAD, np.int32)
+    width = MULTIPLE
+    while width < length_R.max():
+        width *= 2
+    prompts_RT = np.full((group, width), PAD, np.int32)
     for row, request in zip(prompts_RT, picked):
         row[: len(request.prompt)] = request.prompt
     arrays = (prompts_RT, length_R, slot_R, limit_R, spare_R, seed_R, state_R, left_R)
@@ -237,9 +241,9 @@ def _admit(model: Llama, tables: Tables | None, sampler: Sampler, slots: Slots, 
 
 @functools.partial(jax.jit, static_argnames="sampler", donate_argnames="slots")
 def _chunk(
-    model: Llama, tables: Tables | None, sampler: Sampler, slots: Slots, enough: Array
+    model: Llama, tables: Tables | None, sampler: Sampler, slots: Slots, enough: Array, most: Array
 ) -> tuple[Slots, tuple[Array, Array, Array]]:
-    """Steps until `enough` slots are done, at most CHUNK.
+    """Steps until `enough` slots are done, at most `most`, which is at most CHUNK.
 
     Returns:
       The slots, and, on every device, the tokens written, int32 (B, CHUNK), of a row only those up to its end, the mass
@@ -255,7 +259,7 @@ def _chunk(
 
     def goes_on(state):
         slots, _, number = state
-        return (number < CHUNK) & (jnp.sum(slots.done_B) < enough)
+        return (number < most) & (jnp.sum(slots.done_B) < enough)
 
     tokens_BC = jnp.zeros((len(slots.done_B), CHUNK), jnp.int32, out_sharding=sharding.BT)
     slots, tokens_BC, number = jax.lax.while_loop(goes_on, step, (slots, tokens_BC, jnp.int32(0)))
