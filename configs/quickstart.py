@@ -17,5 +17,5 @@ config = Config(
         width=128, layers=4, heads=4, kv_heads=4, head_dim=32, mlp_width=344, dtype="float32", remat="full"
     ),
     optim=OptimConfig(learning_rate=2e-3, final_learning_rate=5e-5, warmup_steps=50),
-    train=TrainConfig(steps=1300, eval_every=650, sample_every=650, save_every=650),
+    train=TrainConfig(steps=1100, eval_every=550, sample_every=550, save_every=550),
 )
