@@ -25,9 +25,9 @@ def bench_train(config: Config, rounds: int) -> dict[str, Any]:
     """Takes real steps on random tokens, and does their matrix products as bare jitted functions, in turn.
 
     Everything is on the first device, with the whole batch of the config. The products are those of every weight
-    matrix, forward and both backward, and those of the scores and values of attention over the full square; what remat repeats
-    is not among them, nor is the embedding, which looks rows up. FLOPs are `metrics.train_flops`, which counts causal
-    attention as half the square.
+    matrix, forward and both backward, and those of the scores and values of attention over the full square; what remat
+    repeats is not among them, nor is the embedding, which looks rows up. FLOPs are `metrics.train_flops`, which counts
+    causal attention as half the square.
 
     Args:
       rounds: of one step and one pass over the products; times are medians.
