@@ -209,6 +209,8 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("absl", "jax", "orbax"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
+    # Orbax raises the first error of a save; asyncio would print the traceback of each other array's.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         _run(arguments)
     except KeyboardInterrupt:

@@ -98,7 +98,7 @@ class Bpe:
         Returns:
           int32 (tokens,), BOS and the dummy prefix first.
         """
-        return _frame(self._processor.encode_as_ids(_text(symbols)), eos)
+        return _frame(self._processor.encode(_text(symbols), return_type="numpy"), eos)
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """Bytes up to EOS or the end, uint8 (length,); specials and ids beyond the vocabulary spell nothing."""
@@ -193,12 +193,12 @@ def _sentences(streams: Iterable[np.ndarray]) -> Iterator[str]:
 
 
 _bytes = np.arange(256)
-_UTF8 = np.stack([np.full(256, 0xE2), 0xA0 | _bytes >> 6, 0x80 | _bytes & 0x3F], axis=1).astype(np.uint8)
-"""UTF-8 of chr(byte + 10240), uint8 (256, 3)."""
+_UTF8 = np.stack([np.full(256, 0xE2), 0xA0 | _bytes >> 6, 0x80 | _bytes & 0x3F], axis=1).astype(np.uint8).view("V3").ravel()
+"""UTF-8 of chr(byte + 10240), three bytes as one opaque element: numpy takes those faster than rows of three."""
 
 
 def _text(symbols: np.ndarray) -> bytes:
-    return _UTF8[symbols].tobytes()
+    return _UTF8.take(symbols).tobytes()
 
 
 def _spell(piece: str) -> bytes:

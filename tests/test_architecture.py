@@ -33,7 +33,7 @@ ALLOWED = {
     "sampling": "config codecs tokenizer data sharding model runs",
     "evaluation": "config codecs tokenizer data sharding model loss metrics runs sampling",
     "train": "config codecs tokenizer data sharding model loss optim metrics checkpoints runs sampling evaluation",
-    "benchmarks": "config codecs tokenizer data sharding model metrics evaluation train",
+    "benchmarks": "config codecs tokenizer data sharding attention model metrics evaluation train",
     "cli": "config codecs tokenizer data model tables runs sampling evaluation train benchmarks",
 }
 

@@ -160,7 +160,8 @@ def test_the_program_prints_one_line_and_no_traceback(tmp_path):
     command = [Path(sys.executable).with_name("jpeglm"), "sample", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)})
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("jpeglm: error: ") and done.stderr.count("\n") == 1
+    # The last line: where libtpu is installed, but no TPU is, JAX warns of it before.
+    assert done.stderr.splitlines()[-1].startswith("jpeglm: error: ") and "Traceback" not in done.stderr
     assert "no field modle" in done.stderr
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.experimental.compilation_cache import compilation_cache
 
-from jpeglm_jax import codecs, metrics, sharding, tokenizer
+from jpeglm_jax import attention, codecs, metrics, sharding, tokenizer
 from jpeglm_jax.config import Config, MeshConfig, ModelConfig
 from jpeglm_jax.data.pipeline import Data
 from jpeglm_jax.evaluation import likelihood
@@ -124,9 +124,8 @@ def _forward_and_backward(numbers: Array, equation: str, left: tuple[int, ...], 
 
 
 def _flash(model: ModelConfig) -> bool:
-    """Whether attention is done without the T x T scores, as `attention.causal` decides."""
-    on_gpu = jax.default_backend() == "gpu" and model.dtype == "bfloat16"
-    return model.attention == "cudnn" or model.attention == "auto" and on_gpu
+    """Whether attention is done without the T x T scores."""
+    return attention.choose(model.attention, model.dtype) == "cudnn"
 
 
 @contextlib.contextmanager

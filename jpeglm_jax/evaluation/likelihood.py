@@ -24,7 +24,10 @@ def make_evaluate(lengths_V: np.ndarray) -> Evaluate:
 
     def evaluate(model: Llama, batches: Batches, limit: int | None) -> dict[str, float]:
         totals = [sums(model, place(batches[number])) for number in range(min(limit or len(batches), len(batches)))]
-        return loss.summary(jax.device_get(jax.tree.map(lambda *parts: jnp.sum(jnp.stack(parts)), *totals)))
+        summed = jax.device_get(jax.tree.map(lambda *parts: jnp.sum(jnp.stack(parts)), *totals))
+        if not summed["tokens"]:
+            raise ValueError("none of the held-out pictures can be read; the log says why for each")
+        return loss.summary(summed)
 
     return evaluate
 
