@@ -8,9 +8,10 @@ from typing import Callable, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec as P
 
 from jpeglm_jax import sharding
-from jax.sharding import PartitionSpec as P
+from jpeglm_jax.config import ModelConfig
 
 
 def causal(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, kernel: str) -> Array:
@@ -75,10 +76,27 @@ class Cache(NamedTuple):
     v_LBKSH: Array
 
     @classmethod
-    def of_prompt(cls, k_LBTKH: Array, v_LBTKH: Array, slots: int) -> "Cache":
-        """A cache of `slots` positions that begins with a prompt's keys and values."""
-        padding = ((0, 0), (0, 0), (0, 0), (0, slots - k_LBTKH.shape[2]), (0, 0))
-        return cls(*(jnp.pad(a.transpose(0, 1, 3, 2, 4), padding) for a in (k_LBTKH, v_LBTKH)))
+    def empty(cls, config: ModelConfig, batch: int, length: int) -> "Cache":
+        """Of `length` positions."""
+        shape = (config.layers, batch, config.kv_heads, length, config.head_dim)
+        return cls(*(jnp.zeros(shape, config.dtype, out_sharding=sharding.LBKSH) for _ in cls._fields))
+
+
+def put(cache: Cache, rows: Cache, index_R: Array) -> Cache:
+    """Puts the beginnings of examples in place of those at `index_R`; an index beyond the last drops its example.
+
+    Inside `jax.shard_map`: the indices count the examples of the device.
+    """
+    B = cache.k_LBKSH.shape[1]
+    for row in range(len(index_R)):
+        def write(old_LBKSH, new_LRKTH):
+            new_L1KTH = new_LRKTH[:, row : row + 1, :, : old_LBKSH.shape[3]]
+            place = (0, jnp.minimum(index_R[row], B - 1), 0, 0, 0)
+            kept = jax.lax.dynamic_slice(old_LBKSH, place, new_L1KTH.shape)
+            return jax.lax.dynamic_update_slice(old_LBKSH, jnp.where(index_R[row] < B, new_L1KTH, kept), place)
+
+        cache = jax.tree.map(write, cache, rows)
+    return cache
 
 
 def cached(
@@ -99,8 +117,11 @@ def cached(
 def _update_and_attend(q_BNH, k_BKH, v_BKH, position_B, cache, layer):
     B, N, H = q_BNH.shape
     K, S = cache.k_LBKSH.shape[2:4]
+    # A scatter with an index for each head: one of all heads of a position at once makes the TPU's compiler prefer a cache
+    # with time before heads, into which it then copies all of it, and back.
+    place = (layer, jnp.arange(B)[:, None], jnp.arange(K)[None], position_B[:, None])
     new = ((cache.k_LBKSH, k_BKH), (cache.v_LBKSH, v_BKH))
-    cache = Cache(*(old.at[layer, jnp.arange(B), :, position_B].set(token) for old, token in new))
+    cache = Cache(*(old.at[place].set(token) for old, token in new))
     k_BKSH, v_BKSH = cache.k_LBKSH[layer], cache.v_LBKSH[layer]
     q_BKGH = q_BNH.reshape(B, K, N // K, H) * H**-0.5
     scores_BKGS = jnp.einsum("BKGH,BKSH->BKGS", q_BKGH, k_BKSH, preferred_element_type=jnp.float32)

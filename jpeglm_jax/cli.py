@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from jpeglm_jax import config as configs
-from jpeglm_jax.config import Config
+from jpeglm_jax.config import Config, JpegConfig
 
 SettingsOf = Annotated[Config, tyro.conf.arg(name="")]
 """A config whose fields are flags of their own: `--model.width 128`."""
@@ -62,7 +62,9 @@ class Sample:
     seed: int = 0
     """Of the first sample; each next has the next seed."""
     max_tokens: int | None = None
-    """Of a picture, prompt included; by default the run's sequence length."""
+    """Of a picture, prompt included: it ends by then. By default the run's sequence length."""
+    unconstrained: bool = False
+    """Let the model write what is no picture, as in the paper; by default only streams that open can be written."""
     json: str = ""
     """Also write what the table says to this file."""
 
@@ -79,6 +81,7 @@ class Sample:
             range(self.seed, self.seed + self.count),
             _sampler(self),
             self.max_tokens,
+            not self.unconstrained,
             self.out,
         )
         tables.show(f"samples of {self.run}", list(rows.items()))
@@ -153,6 +156,32 @@ class Index:
 
 
 @dataclasses.dataclass
+class Check:
+    """Says of each file whether the codec's encoder can have written it and, if not, where and why: `jpeglm check FILE...`
+
+    The exit status is 1 if a file is not valid.
+    """
+
+    files: tyro.conf.Positional[tuple[str, ...]]
+    """.jpg files, or streams without tables."""
+    run: str = ""
+    """A run whose codec is meant; else the flags say which."""
+    codec: JpegConfig = JpegConfig()
+
+    def __call__(self) -> None:
+        from jpeglm_jax.grammar.check import check
+
+        if self.run:
+            from jpeglm_jax import runs
+
+            if self.codec != JpegConfig():
+                raise ValueError("--run brings its own codec: leave the --codec flags out, or --run")
+            self.codec = runs.read(self.run).codec
+        if not check(self.files, self.codec):
+            sys.exit(1)
+
+
+@dataclasses.dataclass
 class BenchInput:
     """Measures the input pipeline on one core against the published steps and against libjpeg alone."""
 
@@ -192,14 +221,41 @@ class BenchTrain:
         tables.write_json(self.json, rows)
 
 
+@dataclasses.dataclass
+class BenchDecode:
+    """Measures sampling with random weights: tokens a second, the grammar's cost, and the part of the memory's bandwidth."""
+
+    config: SettingsOf = Config()
+    batches: tuple[int, ...] = (1, 8, 32)
+    """Pictures written at the same time."""
+    length: int = 0
+    """Positions of the cache, half of them in use; 0 takes the sequence length."""
+    steps: int = 64
+    """In a round."""
+    rounds: int = 7
+    """Of the loop with the grammar, the loop without, and a large copy, in turn; medians are shown."""
+    json: str = ""
+    """Also write what the table says to this file."""
+
+    def __call__(self) -> None:
+        from jpeglm_jax import tables
+        from jpeglm_jax.benchmarks.decode import bench_decode
+
+        rows = bench_decode(self.config, self.batches, self.length, self.steps, self.rounds)
+        tables.show("sampling", list(rows.items()))
+        tables.write_json(self.json, rows)
+
+
 COMMANDS = {
     "train": Train,
     "sample": Sample,
     "evaluate": Evaluate,
     "tokenizer": Tokenizer,
     "index": Index,
+    "check": Check,
     "bench input": BenchInput,
     "bench train": BenchTrain,
+    "bench decode": BenchDecode,
 }
 
 

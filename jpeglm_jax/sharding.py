@@ -1,7 +1,7 @@
 """The device mesh and every PartitionSpec, named by the dims that they lay out.
 
-Dims, here and in the whole package: B batch, T time, S cache slots, V vocabulary, D width, F MLP width, N query heads,
-K key/value heads, G query heads a key/value head, H head size, L layers.
+Dims, here and in the whole package: B batch, R a few rows, T time, S cache slots, V vocabulary, D width, F MLP width,
+N query heads, K key/value heads, G query heads a key/value head, H head size, L layers.
 
 The axes are Explicit: a layout is part of an array's type, and one that does not fit is an error at trace time.
 """
@@ -28,6 +28,7 @@ BTF = P(BATCH, None, "tensor")
 BTNH = P(BATCH, None, "tensor", None)
 BNH = P(BATCH, "tensor", None)
 LBKSH = P(None, BATCH, "tensor", None, None)
+LRKTH = P(None, None, "tensor", None, None)  # a few rows, on every device
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:

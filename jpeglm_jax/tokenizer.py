@@ -36,6 +36,12 @@ class Symbols:
         """Number of symbols that each id spells, int32 (vocab_size,)."""
         return (np.arange(self.vocab_size) >= SPECIALS).astype(np.int32)
 
+    @property
+    def spellings(self) -> list[bytes]:
+        """The bytes of each id; specials have none. Where the symbols are bytes."""
+        assert self.alphabet_size == 256
+        return [b""] * SPECIALS + [bytes([byte]) for byte in range(256)]
+
     def encode(self, symbols: np.ndarray, *, eos: bool = True) -> np.ndarray:
         """Ids of a picture, or of the beginning of one: without `eos`.
 
@@ -81,12 +87,14 @@ class Bpe:
             raise ValueError(f"not a tokenizer of pictures: {missing} of the 256 bytes are not in its vocabulary")
         self._model = model
         self.vocab_size = self._processor.vocab_size()
-        self._pieces = [_spell(self._processor.id_to_piece(id)) for id in range(self.vocab_size)]
+        self._prefix = self._processor.piece_to_id(DUMMY_PREFIX)
+        self.spellings = [_spell(self._processor.id_to_piece(id)) for id in range(self.vocab_size)]
+        """The bytes of each id; specials and the dummy prefix have none."""
 
     @property
     def lengths(self) -> np.ndarray:
         """Number of bytes that each id spells, int32 (vocab_size,)."""
-        return np.array([len(piece) for piece in self._pieces], np.int32)
+        return np.array([len(piece) for piece in self.spellings], np.int32)
 
     def encode(self, symbols: np.ndarray, *, eos: bool = True) -> np.ndarray:
         """Ids of a picture, or of the beginning of one: without `eos`.
@@ -98,12 +106,14 @@ class Bpe:
         Returns:
           int32 (tokens,), BOS and the dummy prefix first.
         """
-        return _frame(self._processor.encode(_text(symbols), return_type="numpy"), eos)
+        # SentencePiece puts no prefix before an empty text, but from it a picture is written from nothing.
+        ids = self._processor.encode(_text(symbols), return_type="numpy") if len(symbols) else [self._prefix]
+        return _frame(ids, eos)
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """Bytes up to EOS or the end, uint8 (length,); specials and ids beyond the vocabulary spell nothing."""
         content = _content(ids, self.vocab_size).tolist()
-        return np.frombuffer(b"".join([self._pieces[id] for id in content]), np.uint8)
+        return np.frombuffer(b"".join([self.spellings[id] for id in content]), np.uint8)
 
     def fingerprint(self) -> str:
         """Names the vocabulary: equal for tokenizers that give equal ids."""

@@ -22,9 +22,10 @@ from jpeglm_jax.config import Config
 from jpeglm_jax.data.packing import Batches
 from jpeglm_jax.data.pipeline import Data
 from jpeglm_jax.evaluation import likelihood
+from jpeglm_jax.grammar import Grammar
 from jpeglm_jax.loss import Batch, Sums
 from jpeglm_jax.model import Llama
-from jpeglm_jax.sampling import sheets
+from jpeglm_jax.sampling import complete, sheets
 from jpeglm_jax.sampling.rules import Sampler
 
 log = logging.getLogger(__name__)
@@ -128,9 +129,9 @@ def _loop(
     state: TrainState,
 ) -> None:
     steps, every = config.train.steps, config.train
-    lengths_V = data.tokenizer.lengths
+    lengths_V, grammar = data.tokenizer.lengths, complete.of(data.codec, data.tokenizer)
     train_step = jax.jit(make_step(config, lengths_V), donate_argnums=0)
-    evaluate = likelihood.make_evaluate(lengths_V)
+    evaluate = likelihood.make_evaluate(lengths_V, grammar.tables)
     batches = iter(data.iterate(train_batches, start=first))
     with metrics.Recorder(config, first) as recorder:
         for step in range(first, steps + 1):
@@ -145,7 +146,7 @@ def _loop(
                 evaluation = evaluate(state.model, held_out_batches, every.eval_batches)
                 recorder.evaluation(step, evaluation)
             if due(every.sample_every):
-                recorder.picture(step, "samples", _sheet(state.model, data))
+                recorder.picture(step, "samples", _sheet(state.model, data, grammar))
             if due(every.save_every):
                 recorder.flush()
                 progress = Progress(config, next_batch=step, identity=data.identity())
@@ -161,8 +162,7 @@ def _loop(
         checkpoints.wait()
 
 
-def _sheet(model: Llama, data: Data) -> np.ndarray:
+def _sheet(model: Llama, data: Data, grammar: Grammar) -> np.ndarray:
     """Four held-out pictures, completed from half, and as many from nothing."""
-    ratio = 0.5
-    samples = sheets.held_out_samples(model, data, 4, ratio, Sampler(), data.config.sequence_length)
-    return sheets.held_out_sheet(*samples, ratio)
+    samples = sheets.held_out_samples(model, data, grammar, True, 4, 0.5, Sampler())
+    return sheets.sheet({"real pictures": samples.real} | samples.rows())

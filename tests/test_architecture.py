@@ -17,6 +17,7 @@ ALLOWED = {
     "config": "",
     "codecs": "config",
     "tokenizer": "config codecs",
+    "grammar": "config codecs",
     "data": "config codecs tokenizer",
     # the model: never a codec, a tokenizer or data
     "sharding": "config",
@@ -30,14 +31,14 @@ ALLOWED = {
     "checkpoints": "config",
     "runs": "config sharding model tokenizer checkpoints",
     # what is done with them
-    "sampling": "config codecs tokenizer data sharding model runs",
-    "evaluation": "config codecs tokenizer data sharding model loss metrics runs sampling",
-    "train": "config codecs tokenizer data sharding model loss optim metrics checkpoints runs sampling evaluation",
-    "benchmarks": "config codecs tokenizer data sharding attention model metrics evaluation train",
-    "cli": "config codecs tokenizer data model tables runs sampling evaluation train benchmarks",
+    "sampling": "config codecs grammar tokenizer data sharding attention model runs",
+    "evaluation": "config codecs grammar tokenizer data sharding model loss metrics runs sampling",
+    "train": "config codecs grammar tokenizer data sharding model loss optim metrics checkpoints runs sampling evaluation",
+    "benchmarks": "config codecs grammar tokenizer data sharding attention model metrics runs sampling evaluation train",
+    "cli": "config codecs grammar tokenizer data model tables runs sampling evaluation train benchmarks",
 }
 
-WITHOUT_JAX = ("config", "codecs", "tokenizer", "tables")
+WITHOUT_JAX = ("config", "codecs", "tokenizer", "grammar", "tables")
 """Not even through other libraries; `data` imports Grain, which imports JAX."""
 
 

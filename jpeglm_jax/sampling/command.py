@@ -10,18 +10,28 @@ from PIL import Image
 
 from jpeglm_jax import codecs, runs, tokenizer
 from jpeglm_jax.data import pictures
-from jpeglm_jax.sampling import sheets
-from jpeglm_jax.sampling.complete import complete
+from jpeglm_jax.sampling import complete, sheets
 from jpeglm_jax.sampling.rules import Sampler
 
 
 def sample(
-    run: str, prompt: str, ratio: float, seeds: Sequence[int], sampler: Sampler, max_tokens: int | None, out: str
+    run: str,
+    prompt: str,
+    ratio: float,
+    seeds: Sequence[int],
+    sampler: Sampler,
+    max_tokens: int | None,
+    constrained: bool,
+    out: str,
 ) -> dict[str, Any]:
     """Writes a picture for each seed to OUT/sample_SEED.jpg, and the sheet OUT/samples.png.
 
+    Args:
+      max_tokens: of a picture, prompt included; None is the run's sequence length, or what the shortest picture takes.
+      constrained: under the codec's grammar: every picture opens, and ends inside `max_tokens`.
+
     Raises:
-      ValueError: no run or checkpoint, a prompt that is no picture, a ratio outside [0, 1], or nothing left to write.
+      ValueError: no run or checkpoint, a prompt that is no picture, a ratio outside [0, 1), or too few tokens.
       CheckpointError: the checkpoint cannot be read.
     """
     config = runs.read(run)
@@ -34,16 +44,22 @@ def sample(
         except (OSError, pictures.BadPicture) as error:
             raise ValueError(f"the prompt {prompt} cannot be read: {error}") from error
         whole = codec.encode(picture)
-        stream = codec.prefix(whole, ratio)
+        stream = complete.beginning(codec, whole, ratio)
         rows = {
             "original": [codec.decode(whole).picture],
             f"prompt: its first {ratio:.0%}": [codec.decode(stream).picture],
         }
-    config, model, mesh, step = runs.load_model(run)
     vocabulary = tokenizer.load(config.tokenizer, codec.alphabet_size)
-    limit = max_tokens or config.data.sequence_length
+    grammar = complete.of(codec, vocabulary)
+    least = complete.least_tokens(vocabulary, stream, grammar)
+    if max_tokens is not None and constrained and max_tokens < least:
+        raise ValueError(f"max_tokens must be at least {least}, what the shortest picture takes, not {max_tokens}")
+    if max_tokens is None:
+        max_tokens = max(config.data.sequence_length, least)
+    config, model, mesh, step = runs.load_model(run)
     with jax.set_mesh(mesh):
-        samples = complete(model, codec, vocabulary, [stream] * len(seeds), seeds, sampler, limit)
+        prompts, only = [stream] * len(seeds), grammar if constrained else None
+        samples = complete.complete(model, codec, vocabulary, prompts, seeds, sampler, max_tokens, only)
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
     for seed, written in zip(seeds, samples):
@@ -54,6 +70,7 @@ def sample(
         "step": step,
         "samples": len(samples),
         "that open": sum(written.opens for written in samples),
+        "impossible mass removed": float(np.mean([written.removed for written in samples])) if constrained else None,
         "files": str(directory),
         "sheet": str(directory / "samples.png"),
     }

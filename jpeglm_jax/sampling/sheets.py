@@ -1,5 +1,6 @@
 """Sheets of pictures for people: rows of equal squares with a title each."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 
@@ -7,8 +8,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from jpeglm_jax.data.pipeline import Data
+from jpeglm_jax.grammar import Grammar
 from jpeglm_jax.model import Llama
-from jpeglm_jax.sampling.complete import Sample, complete
+from jpeglm_jax.sampling.complete import Sample, beginning, complete, least_tokens
 from jpeglm_jax.sampling.rules import Sampler
 
 GAP, TITLE, SMALLEST = 8, 24, 96
@@ -39,26 +41,49 @@ def sheet(rows: dict[str, Sequence[np.ndarray]]) -> np.ndarray:
     return np.asarray(canvas)
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Held-out pictures and what a model makes of them."""
+
+    ratio: float
+    real: list[np.ndarray]
+    """As the codec shows them."""
+    completed: list[Sample]
+    """From their first `ratio`."""
+    invented: list[Sample]
+    """As many from nothing."""
+
+    @property
+    def opening(self) -> float:
+        """Share of the samples that open."""
+        return float(np.mean([sample.opens for sample in self.completed + self.invented]))
+
+    def rows(self, what: str = "") -> dict[str, list[np.ndarray]]:
+        """Rows of samples for `sheet`."""
+        return {
+            f"completed from their first {self.ratio:.0%}{what}": [sample.picture for sample in self.completed],
+            f"written from nothing{what}": [sample.picture for sample in self.invented],
+        }
+
+
 def held_out_samples(
-    model: Llama, data: Data, count: int, ratio: float, sampler: Sampler, max_tokens: int
-) -> tuple[list[np.ndarray], list[Sample], list[Sample]]:
-    """Held-out pictures (as the codec shows them), the same completed from their beginnings, and as many from nothing."""
+    model: Llama, data: Data, grammar: Grammar, constrained: bool, count: int, ratio: float, sampler: Sampler
+) -> HeldOut:
+    """Completes held-out pictures, and writes as many from nothing, inside `jax.set_mesh` of the model's mesh.
+
+    Args:
+      grammar: gives the shortest budget, also where it does not constrain.
+    """
     readable = filter(lambda stream: stream is not None, (data.stream(data.held_out, i) for i in range(len(data.held_out))))
     streams = list(itertools.islice(readable, count))
     if not streams:
         raise ValueError("none of the held-out pictures can be read")
-    prompts = [data.codec.prefix(symbols, ratio) for symbols in streams]
-    seeds = range(len(streams))
-    completed = complete(model, data.codec, data.tokenizer, prompts, seeds, sampler, max_tokens)
-    nothing = [symbols[:0] for symbols in streams]
-    invented = complete(model, data.codec, data.tokenizer, nothing, seeds, sampler, max_tokens)
-    return [data.codec.decode(symbols).picture for symbols in streams], completed, invented
-
-
-def held_out_sheet(real: list[np.ndarray], completed: list[Sample], invented: list[Sample], ratio: float) -> np.ndarray:
-    """The sheet of `held_out_samples`."""
-    return sheet({
-        "real pictures": real,
-        f"completed from their first {ratio:.0%}": [sample.picture for sample in completed],
-        "written from nothing": [sample.picture for sample in invented],
-    })
+    prompts = [beginning(data.codec, symbols, ratio) for symbols in streams]
+    prompts += [symbols[:0] for symbols in streams]
+    least = max(least_tokens(data.tokenizer, prompt, grammar) for prompt in prompts)
+    budget = max(data.config.sequence_length, least)
+    seeds = [*range(len(streams))] * 2
+    only = grammar if constrained else None
+    samples = complete(model, data.codec, data.tokenizer, prompts, seeds, sampler, budget, only)
+    real = [data.codec.decode(symbols).picture for symbols in streams]
+    return HeldOut(ratio, real, samples[: len(streams)], samples[len(streams) :])
