@@ -1,6 +1,9 @@
-"""A first run on a laptop: 50,000 invented flags of 48x48 pixels.
+"""A first run on a laptop: 857,984 parameters on 50,000 invented flags of 48x48 pixels, every byte a token.
 
     jpeglm train configs/quickstart.py
+
+About four minutes on two CPU cores, to 0.15 bits a byte on held-out flags (a model of byte frequencies alone needs 6.0);
+nearly every sampled file opens, and shows stripes, crosses, cantons and emblems.
 """
 
 from jpeglm_jax.config import Config, DataConfig, JpegConfig, ModelConfig, OptimConfig, TrainConfig
@@ -8,10 +11,11 @@ from jpeglm_jax.config import Config, DataConfig, JpegConfig, ModelConfig, Optim
 config = Config(
     run="runs/quickstart",
     codec=JpegConfig(size=48),
-    data=DataConfig(path="builtin:flags", packing="rows", sequence_length=None, batch_size=16),
+    data=DataConfig(path="builtin:flags", packing="rows", sequence_length=None, batch_size=8),
+    # On CPU float32 is faster than bfloat16, and to compute activations again is faster than to keep them.
     model=ModelConfig(
-        width=128, layers=4, heads=2, kv_heads=2, head_dim=64, mlp_width=344, dtype="float32", remat="full"
+        width=128, layers=4, heads=4, kv_heads=4, head_dim=32, mlp_width=344, dtype="float32", remat="full"
     ),
-    optim=OptimConfig(learning_rate=3e-3, final_learning_rate=3e-4, warmup_steps=50),
-    train=TrainConfig(steps=700, eval_every=350, eval_batches=8, sample_every=350, save_every=350),
+    optim=OptimConfig(learning_rate=2e-3, final_learning_rate=5e-5, warmup_steps=50),
+    train=TrainConfig(steps=1100, eval_every=550, sample_every=550, save_every=550),
 )

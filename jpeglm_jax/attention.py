@@ -23,11 +23,20 @@ def causal(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, kernel: str) -> Array:
     Raises:
       ValueError: there is no such kernel.
     """
+    return KERNELS[choose(kernel, q_BTNH.dtype)](q_BTNH, k_BTKH, v_BTKH)
+
+
+def choose(kernel: str, dtype: str) -> str:
+    """The kernel that a name means on this platform: "auto" takes cuDNN's on GPU, which knows no float32.
+
+    Raises:
+      ValueError: there is no such kernel.
+    """
     if kernel == "auto":
-        kernel = "cudnn" if jax.default_backend() == "gpu" and q_BTNH.dtype == jnp.bfloat16 else "reference"
+        return "cudnn" if jax.default_backend() == "gpu" and dtype == jnp.bfloat16 else "reference"
     if kernel not in KERNELS:
         raise ValueError(f"no attention kernel {kernel!r}; there are: auto, {', '.join(KERNELS)}")
-    return KERNELS[kernel](q_BTNH, k_BTKH, v_BTKH)
+    return kernel
 
 
 def _reference(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> Array:

@@ -20,6 +20,8 @@ from jpeglm_jax.config import Config, JpegConfig
 SettingsOf = Annotated[Config, tyro.conf.arg(name="")]
 """A config whose fields are flags of their own: `--model.width 128`."""
 
+RunOf = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+
 
 @dataclasses.dataclass
 class Train:
@@ -41,7 +43,7 @@ class Train:
 class Sample:
     """Writes pictures: from nothing, or completing the beginning of a picture."""
 
-    run: tyro.conf.Positional[str]
+    run: RunOf
     """Directory of a run."""
     prompt: str = ""
     """A picture file to complete; without one, pictures are written from nothing."""
@@ -90,7 +92,7 @@ class Sample:
 class Evaluate:
     """Scores a run on held-out pictures, samples from it, and draws the sheet RUN/samples.png."""
 
-    run: tyro.conf.Positional[str]
+    run: RunOf
     """Directory of a run."""
     count: int = 8
     """Pictures in each row of the sheet."""
@@ -258,11 +260,13 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one command; an error of use is one line and exit status 1, with a traceback where JPEGLM_TRACEBACK is set."""
+    """Runs one command; an error of use is one line and exit status 1, or a traceback with JPEGLM_TRACEBACK set."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("absl", "jax", "orbax"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
+    # Orbax raises the first error of a save; asyncio would print the traceback of each other array's.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         _run(arguments)
     except KeyboardInterrupt:
@@ -312,7 +316,7 @@ def _parse(command: type, default: Any, arguments: list[str], prog: str) -> Any:
             raise
         # A title, then parts with a line between them, the last of which says where help is.
         lines = [line.strip("╭╮╰╯│─ ") for line in drawn.getvalue().splitlines()[1:]]
-        parts = [" ".join(part) for empty, part in itertools.groupby(lines, "".__eq__) if not empty]
+        parts = [" ".join(part).rstrip(".") for empty, part in itertools.groupby(lines, "".__eq__) if not empty]
         raise ValueError("; ".join(parts)) from stop
 
 

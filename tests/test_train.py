@@ -17,7 +17,7 @@ from tiny import MODEL, config, model
 from jpeglm_jax import config as configs
 from jpeglm_jax import metrics, optim, runs, sharding
 from jpeglm_jax.checkpoints import CheckpointError, Checkpoints
-from jpeglm_jax.config import MeshConfig, ModelConfig, OptimConfig
+from jpeglm_jax.config import Config, MeshConfig, ModelConfig, OptimConfig
 from jpeglm_jax.evaluation.likelihood import order_0, place
 from jpeglm_jax.train import TrainState, make_state, make_step, train
 
@@ -33,7 +33,7 @@ def batch(rows=8, length=9):
 
 def one_step(mesh=MeshConfig(fsdp=1), devices=1, **changes):
     """The gradient of one step, from the first moment of Adam, which is a tenth of it, and its sums."""
-    settings = dataclasses.replace(config("unused"), optim=OptimConfig(b1=0.9, clip_norm=1e9, **changes))
+    settings = Config(model=MODEL, optim=OptimConfig(b1=0.9, clip_norm=1e9, **changes))
     with jax.set_mesh(sharding.make_mesh(mesh, jax.devices()[:devices])):
         llama = model()
         optimizer = optim.make_optimizer(settings.optim, settings.train.steps)
@@ -78,7 +78,7 @@ def test_learning_rate_warms_up_to_the_maximum_and_ends_at_the_minimum():
 
 
 def test_a_fresh_model_knows_nothing_and_its_weights_have_their_scale(one_device):
-    settings = dataclasses.replace(config("unused"), model=dataclasses.replace(MODEL, width=256, layers=2))
+    settings = Config(model=dataclasses.replace(MODEL, width=256, layers=2))
     state = jax.jit(lambda: make_state(settings))()
     assert float(state.model.blocks.mlp.up_DF[...].std()) == pytest.approx(0.88 * 256**-0.5, rel=0.05)
     first, second = state.model.blocks.mlp.up_DF[...]

@@ -1,12 +1,15 @@
 """A small config of unlike dims, and how to make its model."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
 from flax import nnx
+from PIL import Image
 
 from jpeglm_jax.config import Config, DataConfig, JpegConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from jpeglm_jax.data.flags import flag
 from jpeglm_jax.model import Llama
 
 MODEL = ModelConfig(
@@ -36,11 +39,16 @@ def model(**changes) -> Llama:
 
 
 def config(run, **changes) -> Config:
-    """A run that trains in a second, on flags."""
+    """A run that trains in seconds, on flags in a folder beside it."""
+    folder = Path(run).parent / "flags"
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        for index in range(60):
+            Image.fromarray(flag(index, 48)).save(folder / f"{index:02}.png")
     return Config(
         run=str(run),
         codec=JpegConfig(size=48),
-        data=DataConfig(packing="chunks", sequence_length=67, batch_size=8, holdout=11),
+        data=DataConfig(path=str(folder), packing="chunks", sequence_length=67, batch_size=8, holdout=11),
         model=dataclasses.replace(MODEL, vocab_size=None),
         optim=OptimConfig(learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=3),
         mesh=MeshConfig(),

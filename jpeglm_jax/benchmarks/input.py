@@ -33,8 +33,8 @@ def bench_input(config: Config, pictures: int, rounds: int) -> dict[str, Any]:
     """Runs each pipeline once a round, in turn, and gives medians over the rounds.
 
     The pictures are photos of 500x375 pixels in JPEG files of quality 90 where the config names built-in ones, and else
-    the first of its source. They become what `config.codec` says. Lengths are measured and tokenizers learned before any
-    clock starts.
+    the first of its source. They become what `config.codec` says. Lengths are measured and tokenizers learned before
+    any clock starts.
 
       pillow     decode, centre square, resize, JPEG encode, and nothing else
       ours       files in a folder to batches of chunks: the Grain chain of a run with one thread
@@ -74,7 +74,8 @@ def bench_input(config: Config, pictures: int, rounds: int) -> dict[str, Any]:
         else:
             learn_tokenizer(plain_config, len(files), VOCABULARY, model)
         plain, plain_tokens = _ours(plain_config, Path(scratch) / "plain.npz", len(files))
-        bpe, bpe_tokens = _ours(dataclasses.replace(plain_config, tokenizer=str(model)), Path(scratch) / "bpe.npz", len(files))
+        bpe_config = dataclasses.replace(plain_config, tokenizer=str(model))
+        bpe, bpe_tokens = _ours(bpe_config, Path(scratch) / "bpe.npz", len(files))
         passes = {"pillow": lambda: _pillow(files, config.codec), "ours, BPE": bpe, "ours, bytes": plain}
         published, described = _published(files, config.codec, model)
         if published is not None:
@@ -206,7 +207,7 @@ def _photos() -> list[Image.Image]:
 
         photos += load_sample_images().images
     if not photos:
-        raise ValueError("no photos to measure on: pip install scikit-image or scikit-learn, or give a folder with --data.path")
+        raise ValueError("no photos: pip install scikit-image or scikit-learn, or give a folder with --data.path")
     return [Image.fromarray(photo) for photo in photos]
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -10,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.experimental.compilation_cache import compilation_cache
 
-from jpeglm_jax import codecs, metrics, sharding, tokenizer
+from jpeglm_jax import attention, codecs, metrics, sharding, tokenizer
 from jpeglm_jax.config import Config, MeshConfig, ModelConfig
 from jpeglm_jax.data.pipeline import Data
 from jpeglm_jax.evaluation import likelihood
@@ -22,9 +24,10 @@ from jpeglm_jax.train import make_state, make_step
 def bench_train(config: Config, rounds: int) -> dict[str, Any]:
     """Takes real steps on random tokens, and does their matrix products as bare jitted functions, in turn.
 
-    Everything is on the first device, with the whole batch of the config. The products are those of every weight matrix,
-    forward and both backward, and those of the scores and values of attention over the full square; what remat repeats is
-    not among them, nor is the embedding, which looks rows up. FLOPs are `metrics.train_flops`: causal attention counts half.
+    Everything is on the first device, with the whole batch of the config. The products are those of every weight
+    matrix, forward and both backward, and those of the scores and values of attention over the full square; what remat
+    repeats is not among them, nor is the embedding, which looks rows up. FLOPs are `metrics.train_flops`, which counts
+    causal attention as half the square.
 
     Args:
       rounds: of one step and one pass over the products; times are medians.
@@ -101,26 +104,28 @@ def _products(config: Config, T: int) -> list[tuple[Callable[[], Any], int]]:
         shapes[("bts,bsh->bth", (*queries[:2], T), keys)] = 1
     counted = [(*shape, count * model.layers * parts) for shape, count in shapes.items()]
     counted.append(("mk,kn->mn", (rows * T, D), (D, model.vocab_size), parts))
-    return [(run, count) for *shape, count in counted for run in _forward_and_backward(model.dtype, *shape)]
+    # Operands are cut from one array: random, as zeros and ones take less power on a GPU, but drawn only once.
+    largest = max(math.prod(shape) for case in counted for shape in case[1:3])
+    numbers = jax.random.normal(jax.random.key(0), largest, model.dtype)
+    return [(run, count) for *case, count in counted for run in _forward_and_backward(numbers, *case)]
 
 
-def _forward_and_backward(dtype: str, equation: str, left: tuple[int, ...], right: tuple[int, ...]):
+def _forward_and_backward(numbers: Array, equation: str, left: tuple[int, ...], right: tuple[int, ...]):
     def product(a, b):
         return jnp.einsum(equation, a, b)
 
     def gradients(a, b, cotangent):
         return jax.vjp(product, a, b)[1](cotangent)
 
-    a, b = (jax.random.normal(jax.random.key(0), shape, dtype) for shape in (left, right))
+    a, b = (numbers[: math.prod(shape)].reshape(shape) for shape in (left, right))
     forward, backward = jax.jit(product), jax.jit(gradients)
     cotangent = forward(a, b)
     return (lambda: forward(a, b)), (lambda: backward(a, b, cotangent))
 
 
 def _flash(model: ModelConfig) -> bool:
-    """Whether attention is done without the T x T scores, as `attention.causal` decides."""
-    on_gpu = jax.default_backend() == "gpu" and model.dtype == "bfloat16"
-    return model.attention == "cudnn" or model.attention == "auto" and on_gpu
+    """Whether attention is done without the T x T scores."""
+    return attention.choose(model.attention, model.dtype) == "cudnn"
 
 
 @contextlib.contextmanager
@@ -149,6 +154,6 @@ def _clear_when_full(device: jax.Device, rows: int, length: int) -> Iterator[Non
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise ValueError(
-            f"a step of {rows} rows of {length} tokens does not fit on {device.device_kind}: lower data.batch_size, raise "
-            "optim.accumulation, set model.remat to full, or take a smaller model"
+            f"a step of {rows} rows of {length} tokens does not fit on {device.device_kind}: lower data.batch_size, "
+            "raise optim.accumulation, set model.remat to full, or take a smaller model"
         ) from error

@@ -4,6 +4,7 @@ Sources hold paths and counts, never open files, so that they can be sent to wor
 """
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from typing import Protocol
@@ -65,12 +66,17 @@ class Folder:
         self._root = epath.Path(path).expanduser()
         if not self._root.is_dir():
             raise ValueError(f"no folder {path}: give a folder of pictures, *.array_record, tfds:NAME or builtin:flags")
-        names = sorted(map(os.fsencode, _picture_names(self._root)))
-        if not names:
+        # One string and one array, made part by part: a Python object for each of a million names would cost more than
+        # the pictures of a batch, in every worker process.
+        walk, parts = map(os.fsencode, _picture_names(self._root)), []
+        while part := list(itertools.islice(walk, 10_000)):
+            parts.append(np.array(part))
+        if not parts:
             raise ValueError(f"no pictures in {path}; files that are read end in {', '.join(_ENDINGS)}")
-        # One string and one array: a list of a million strings would be copied into every worker process.
-        self._names = b"".join(names)
-        self._ends = np.cumsum([len(name) for name in names])
+        names = np.sort(np.concatenate(parts))
+        self._ends = np.cumsum(np.char.str_len(names))
+        characters = names.view(np.uint8)
+        self._names = characters[characters != 0].tobytes()
 
     def __len__(self) -> int:
         return len(self._ends)

@@ -41,7 +41,10 @@ def make_evaluate(lengths_V: np.ndarray, tables: Tables) -> Evaluate:
         known = jax.device_put(tables, NamedSharding(jax.sharding.get_mesh(), sharding.REPLICATED))
         numbers = range(min(limit or len(batches), len(batches)))
         totals = [sums(model, place(batches[number]), known) for number in numbers]
-        return summary(jax.device_get(jax.tree.map(lambda *parts: jnp.sum(jnp.stack(parts)), *totals)))
+        summed = jax.device_get(jax.tree.map(lambda *parts: jnp.sum(jnp.stack(parts)), *totals))
+        if not summed["tokens"]:
+            raise ValueError("none of the held-out pictures can be read; the log says why for each")
+        return summary(summed)
 
     return evaluate
 
