@@ -157,12 +157,12 @@ class Index:
 
 @dataclasses.dataclass
 class Check:
-    """Says of each file whether the codec's encoder can have written it and, if not, where and why: `jpeglm check FILE...`
+    """Says whether files are valid streams of the codec, or where and why not: `jpeglm check FILE...`
 
     The exit status is 1 if a file is not valid.
     """
 
-    files: tyro.conf.Positional[tuple[str, ...]]
+    files: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILE...")]
     """.jpg files, or streams without tables."""
     run: str = ""
     """A run whose codec is meant; else the flags say which."""
@@ -223,7 +223,7 @@ class BenchTrain:
 
 @dataclasses.dataclass
 class BenchDecode:
-    """Measures sampling with random weights: tokens a second, the grammar's cost, and the part of the memory's bandwidth."""
+    """Measures sampling: tokens a second, the cost of the grammar, and the part of the memory bandwidth used."""
 
     config: SettingsOf = Config()
     batches: tuple[int, ...] = (1, 8, 32)

@@ -86,14 +86,14 @@ def test_help_lists_every_flag_with_its_default(name, capsys):
     command = cli.COMMANDS[name]
     assert command.__doc__.splitlines()[0] in " ".join(printed.split())
     fields = command.__dataclass_fields__.keys()
-    for field in fields - {"config", "run"}:
+    for field in fields - {"config", "run", "files"}:
         assert f"--{field.replace('_', '-')}" in printed
     if "config" in fields:
         assert printed.startswith(f"usage: jpeglm {name} CONFIG")
         for flag in ("--model.width", "--codec.quality", "--data.path", "--optim.learning-rate", "--train.steps"):
             assert flag in printed
     else:
-        assert "RUN" in printed
+        assert ("FILE..." if "files" in fields else "RUN") in printed
 
 
 def test_help_of_a_config_shows_its_values(trained, capsys):
@@ -200,7 +200,9 @@ def test_a_prompt_that_cannot_be_used_is_one_line(trained, tmp_path):
     assert "text.jpg cannot be read: not a picture" in fails("sample", trained[1], "--prompt", text)
     assert "No such file" in fails("sample", trained[1], "--prompt", tmp_path / "nowhere.jpg")
     assert "ratio must be from 0 to 1, not 1.5" in fails("sample", trained[1], "--prompt", flag, "--ratio", "1.5")
-    assert "nothing is left to write" in fails("sample", trained[1], "--prompt", flag, "--ratio", "0.9")
+    assert "nothing is left to write" in fails("sample", trained[1], "--prompt", flag, "--ratio", "1")
+    too_few = fails("sample", trained[1], "--prompt", flag, "--ratio", "0.9", "--max-tokens", "70")
+    assert re.search(r"max_tokens must be at least \d+", too_few)
 
 
 def test_a_run_without_a_checkpoint_is_one_line(trained, tmp_path):
@@ -215,7 +217,9 @@ def test_an_evaluation_shows_and_keeps_its_numbers(trained, tmp_path, capsys):
     for name in ("steps", "tokens per second", "bits per byte", "bits per byte order 0", "samples that open", "sheet"):
         assert f"\n{name} " in printed and name.replace(" ", "_") in report
     assert report["bits_per_byte_uniform"] == 8 and 0 < report["bits_per_byte_order_0"] < 8
-    assert report["samples"] == 4 and len(list((Path(trained[1]) / "samples").glob("*.jpg"))) == 4
+    assert report["samples"] == 4 and report["samples_that_open"] == 1
+    written = [path.name for path in (Path(trained[1]) / "samples").glob("*.jpg")]
+    assert len(written) == 8 and sum(name.startswith("unconstrained_") for name in written) == 4
     sheet = Image.open(report["sheet"])
     assert sheet.format == "PNG" and Path(report["sheet"]) == Path(trained[1]) / "samples.png"
     assert "ratio must be from 0 to 1" in fails("evaluate", trained[1], "--ratio", "2")
