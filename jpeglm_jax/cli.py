@@ -157,9 +157,9 @@ class Index:
 
 @dataclasses.dataclass
 class Check:
-    """Says of each file whether the codec's encoder can have written it and, if not, where and why: `jpeglm check FILE...`
+    """Says of each file whether the codec's encoder can have written it and, if not, where and why.
 
-    The exit status is 1 if a file is not valid.
+    `jpeglm check FILE... [--run RUN | --codec.size 64 ...]`. The exit status is 1 if a file is not valid.
     """
 
     files: tyro.conf.Positional[tuple[str, ...]]
@@ -223,7 +223,7 @@ class BenchTrain:
 
 @dataclasses.dataclass
 class BenchDecode:
-    """Measures sampling with random weights: tokens a second, the grammar's cost, and the part of the memory's bandwidth."""
+    """Measures sampling: tokens a second, what the grammar costs, and how near it is to the memory's bandwidth."""
 
     config: SettingsOf = Config()
     batches: tuple[int, ...] = (1, 8, 32)
