@@ -117,8 +117,8 @@ def cached(
 def _update_and_attend(q_BNH, k_BKH, v_BKH, position_B, cache, layer):
     B, N, H = q_BNH.shape
     K, S = cache.k_LBKSH.shape[2:4]
-    # A scatter with an index for each head: one of all heads of a position at once makes the TPU's compiler prefer a cache
-    # with time before heads, into which it then copies all of it, and back.
+    # A scatter with an index for each head: one of all heads of a position at once makes the TPU's compiler prefer a
+    # cache with time before heads, into which it then copies all of it, and back.
     place = (layer, jnp.arange(B)[:, None], jnp.arange(K)[None], position_B[:, None])
     new = ((cache.k_LBKSH, k_BKH), (cache.v_LBKSH, v_BKH))
     cache = Cache(*(old.at[place].set(token) for old, token in new))

@@ -157,9 +157,9 @@ class Index:
 
 @dataclasses.dataclass
 class Check:
-    """Says whether files are valid streams of the codec, or where and why not: `jpeglm check FILE...`
+    """Says whether files are valid streams of the codec, or where and why not.
 
-    The exit status is 1 if a file is not valid.
+    `jpeglm check FILE... [--run RUN | --codec.size 64 ...]`. The exit status is 1 if a file is not valid.
     """
 
     files: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILE...")]

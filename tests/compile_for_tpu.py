@@ -42,9 +42,10 @@ with jax.set_mesh(mesh):
     codec = jpeg.Codec(JpegConfig())
     tables = jax.tree.map(abstract, grammar.make(codec, Symbols(256).spellings, EOS).tables)
     by_row = [abstract(np.zeros((1, PROMPT), np.int32), sharding.BT)]
-    by_row += [abstract(np.zeros(1, dtype), jax.P(sharding.BATCH)) for dtype in ["int32"] * 4 + ["uint32"] + ["int32"] * 2]
+    dtypes = ["int32"] * 4 + ["uint32"] + ["int32"] * 2
+    by_row += [abstract(np.zeros(1, dtype), jax.P(sharding.BATCH)) for dtype in dtypes]
     print(json.dumps({
         "cache": sum(array.size * array.dtype.itemsize for array in slots.cache) / 8 / GIB,
-        "chunk": temporary(generate._chunk, model, tables, Sampler(top_k=40, top_p=0.9), slots, np.int32(1), np.int32(128)),
+        "chunk": temporary(generate._chunk, model, tables, Sampler(1.0, 40, 0.9), slots, np.int32(1), np.int32(128)),
         "refill": temporary(generate._admit, model, tables, Sampler(), slots, tuple(by_row)),
     }))

@@ -10,8 +10,8 @@ from tiny import MODEL, config, model
 from jpeglm_jax.benchmarks.decode import bench_decode, to_transformers
 
 
-def test_rows_for_each_batch():
-    settings = dataclasses.replace(config("unused"), model=dataclasses.replace(MODEL, vocab_size=None, layers=1))
+def test_rows_for_each_batch(tmp_path):
+    settings = dataclasses.replace(config(tmp_path / "run"), model=dataclasses.replace(MODEL, vocab_size=None, layers=1))
     rows = bench_decode(settings, [1, 3], length=64, steps=4, rounds=1)
     live = 3 * 2 * 64 // 2 * MODEL.kv_heads * MODEL.head_dim * 4  # 3 rows of keys and values in half of 64 positions
     assert rows["live_cache_gib_at_3"] == pytest.approx(live / 2**30)
@@ -20,9 +20,9 @@ def test_rows_for_each_batch():
 
 
 @pytest.mark.parametrize("changes", [{"rounds": 0}, {"steps": 0}, {"steps": 129}, {"batches": []}, {"length": 7}])
-def test_counts_that_cannot_be_are_refused(changes):
+def test_counts_that_cannot_be_are_refused(changes, tmp_path):
     with pytest.raises(ValueError, match="must be 1 or more, steps .* from 1 to 128"):
-        bench_decode(config("unused"), **{"batches": [1], "length": 512, "steps": 4, "rounds": 1} | changes)
+        bench_decode(config(tmp_path / "run"), **{"batches": [1], "length": 512, "steps": 4, "rounds": 1} | changes)
 
 
 @pytest.mark.parametrize("tied", [False, True])

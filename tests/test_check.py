@@ -14,7 +14,7 @@ from jpeglm_jax.config import JpegConfig
 
 @pytest.fixture
 def files(tmp_path):
-    """A valid file, its stream, one with a wrong padding bit, one cut off, a picture of another size, and no picture."""
+    """A valid file, its stream, a wrong padding bit, a file cut off, a picture of another size, and no pictures."""
     codec = codecs.make(JpegConfig(size=48))
     stream = codec.encode(photos(48)[0])
     wrong = stream.copy()

@@ -119,8 +119,8 @@ def test_a_tight_budget_leaves_no_rows_blank(world):
     """Of the spare tokens, each MCU has at least half of an equal part for itself."""
     ours = world(64, "bytes")
     for picture in ours.write([NOTHING] * 16, [ours.least + SPARE] * 16):
-        scan = ours.stream(picture)[len(ours.codec.header) :]
-        mcus = np.diff([0, *np.flatnonzero((np.frombuffer(scan, np.uint8)[:-1] == 0xFF) & (np.frombuffer(scan, np.uint8)[1:] > 0))])
+        scan = np.frombuffer(ours.stream(picture), np.uint8)[len(ours.codec.header) :]
+        mcus = np.diff([0, *np.flatnonzero((scan[:-1] == 0xFF) & (scan[1:] > 0))])
         assert len(mcus) == 16
         shortest = (ours.least - len(ours.codec.header) - 2) / 16
         # An MCU may end by itself before its share is used; it leaves the rest to those after it.
@@ -244,7 +244,8 @@ def test_the_command_refuses_before_a_model_is_loaded(world, tmp_path):
     picture.write_bytes(codec.to_file(codec.encode(photos(48)[0])))
 
     def sample(prompt="", ratio=0.5, max_tokens=None, constrained=True):
-        command.sample(str(tmp_path), str(prompt), ratio, [0], Sampler(), max_tokens, constrained, str(tmp_path / "out"))
+        out = str(tmp_path / "out")
+        command.sample(str(tmp_path), str(prompt), ratio, [0], Sampler(), max_tokens, constrained, out)
 
     with pytest.raises(ValueError, match="notes.txt cannot be read"):
         sample(tmp_path / "notes.txt")

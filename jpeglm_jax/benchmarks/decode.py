@@ -27,9 +27,10 @@ COPY_BYTES = {"cpu": 2**28, "gpu": 2**32, "tpu": 2**31}
 def bench_decode(config: Config, batches: Sequence[int], length: int, steps: int, rounds: int) -> dict[str, Any]:
     """Decodes with random weights on the first device: with the grammar, without it, and beside them a large copy.
 
-    Every step is the one that `jpeglm sample` takes, in the middle of a cache of `length` positions. A step must read the
-    weights and the half of the cache that is in use; the fraction of the bandwidth is these bytes, over the time of a step,
-    over the bandwidth of the copy (which reads and writes, in place). Weights are made in the type in which they are used.
+    Every step is the one that `jpeglm sample` takes, in the middle of a cache of `length` positions. A step must read
+    the weights and the half of the cache that is in use; the fraction of the bandwidth is these bytes, over the time of
+    a step, over the bandwidth of the copy (which reads and writes, in place). Weights are made in the type in which
+    they are used.
 
     Args:
       batches: pictures written at the same time, each measured.
@@ -43,8 +44,8 @@ def bench_decode(config: Config, batches: Sequence[int], length: int, steps: int
     length = length or config.data.sequence_length or 4096
     if rounds < 1 or not 1 <= steps <= generate.CHUNK or min(batches, default=0) < 1 or length < 2 * steps:
         raise ValueError(
-            f"rounds ({rounds}) and batches {tuple(batches)} must be 1 or more, steps ({steps}) from 1 to {generate.CHUNK}, "
-            f"and length ({length}) at least twice the steps"
+            f"rounds ({rounds}) and batches {tuple(batches)} must be 1 or more, "
+            f"steps ({steps}) from 1 to {generate.CHUNK}, and length ({length}) at least twice the steps"
         )
     codec = codecs.make(config.codec)
     vocabulary = tokenizer.load(config.tokenizer, codec.alphabet_size)
@@ -136,11 +137,10 @@ def _transformers(model: Llama, batch: int, length: int, steps: int, ours: float
     prompt = torch.randint(tokenizer.SPECIALS, model.config.vocab_size, (batch, length // 2), device=device)
 
     def write(count: int) -> float:
+        settings = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": True}
         start = time.perf_counter()
         with torch.no_grad():
-            theirs.generate(
-                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, min_new_tokens=count, do_sample=True
-            )
+            theirs.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)
         return time.perf_counter() - start
 
     try:

@@ -35,7 +35,8 @@ def report(run: str, count: int, ratio: float, sampler: Sampler) -> dict[str, An
     with jax.set_mesh(mesh):
         scores = likelihood.make_evaluate(data.tokenizer.lengths, grammar.tables)(model, batches, None)
         ours, free = (
-            sheets.held_out_samples(model, data, grammar, constrained, count, ratio, sampler) for constrained in (True, False)
+            sheets.held_out_samples(model, data, grammar, constrained, count, ratio, sampler)
+            for constrained in (True, False)
         )
     references = [data.stream(data.train, position) for position in range(min(REFERENCE_PICTURES, len(data.train)))]
     held_out = [data.stream(data.held_out, position) for position in range(len(data.held_out))]

@@ -60,7 +60,8 @@ def complete(
     Raises:
       ValueError: a prompt that no stream of the codec begins with, that is a whole picture, or that leaves no room.
     """
-    requests = [request(vocabulary, prompt, seed, max_tokens, grammar) for prompt, seed in zip(prompts, seeds, strict=True)]
+    pairs = zip(prompts, seeds, strict=True)
+    requests = [request(vocabulary, prompt, seed, max_tokens, grammar) for prompt, seed in pairs]
     written = generate(model, requests, sampler, grammar and grammar.tables, slots)
     return [read_sample(codec, vocabulary.decode(picture.tokens), picture.removed) for picture in written]
 
@@ -71,7 +72,11 @@ def of(codec, vocabulary: tokenizer.Symbols | tokenizer.Bpe) -> Grammar:
 
 
 def request(
-    vocabulary: tokenizer.Symbols | tokenizer.Bpe, prompt: np.ndarray, seed: int, max_tokens: int, grammar: Grammar | None
+    vocabulary: tokenizer.Symbols | tokenizer.Bpe,
+    prompt: np.ndarray,
+    seed: int,
+    max_tokens: int,
+    grammar: Grammar | None,
 ) -> Request:
     """What the loop needs to know of a prompt; arguments and errors as of `complete`."""
     ids = vocabulary.encode(prompt, eos=False)

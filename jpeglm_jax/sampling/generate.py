@@ -1,8 +1,8 @@
 """The decoding loop: slots that write pictures side by side, chunks of steps on the device, and refill between them.
 
-A slot is a row of the batch and of the cache. When enough pictures have ended, the chunk ends; the next prompts are read
-in a small batch of their own and put in the places of those that ended. A token depends on its prompt, its seed and its
-position alone, so it does not matter in which slot, and beside which others, a picture is written.
+A slot is a row of the batch and of the cache. When enough pictures have ended, the chunk ends; the next prompts are
+read in a small batch of their own and put in the places of those that ended. A token depends on its prompt, its seed
+and its position alone, so it does not matter in which slot, and beside which others, a picture is written.
 
 The cache is donated from call to call and never copied. On TPU that takes care: a carry of a loop is updated in place,
 but where the loop prefers another layout than the one that arrays have between calls, the whole cache is copied on the
@@ -51,7 +51,7 @@ class Request:
     """Token ids, int32 (length,), BOS first."""
     seed: int
     limit: int
-    """Tokens of the whole, prompt included: with a grammar a promise that the picture ends by then, else where it is cut."""
+    """Tokens of all, prompt included: with a grammar a promise that the picture ends by then, else where it is cut."""
     state: int = 0
     """With a grammar: its state after the prompt,"""
     left: int = 0
@@ -137,8 +137,8 @@ def _spare(request: Request, tables: Tables | None) -> int:
     least = 1 if tables is None else int(shortest(tables, request.state, request.left))
     if room < least:
         raise ValueError(
-            f"a prompt has {len(request.prompt)} tokens, the shortest end of the picture {least}: max_tokens must be at "
-            f"least {len(request.prompt) + least}, not {request.limit}"
+            f"a prompt has {len(request.prompt)} tokens, the shortest end of the picture {least}: "
+            f"max_tokens must be at least {len(request.prompt) + least}, not {request.limit}"
         )
     return room - least
 

@@ -74,8 +74,8 @@ def held_out_samples(
     Args:
       grammar: gives the shortest budget, also where it does not constrain.
     """
-    readable = filter(lambda stream: stream is not None, (data.stream(data.held_out, i) for i in range(len(data.held_out))))
-    streams = list(itertools.islice(readable, count))
+    every = (data.stream(data.held_out, position) for position in range(len(data.held_out)))
+    streams = list(itertools.islice((stream for stream in every if stream is not None), count))
     if not streams:
         raise ValueError("none of the held-out pictures can be read")
     prompts = [beginning(data.codec, symbols, ratio) for symbols in streams]
