@@ -1,4 +1,4 @@
-"""Memory of the input pipeline: that of the batches in flight, not of the number of pictures."""
+"""Memory of the input pipeline: that of the batches in flight, and a few numbers and the name of each picture."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def peak(folder: Path, index: Path) -> tuple[int, int]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
+def test_a_picture_more_costs_its_name_and_a_few_numbers(tmp_path):
     for number in range(8):
         Image.fromarray(flags.flag(number, 48)).save(tmp_path / f"{number}.jpg")
     found = {}
@@ -50,4 +50,4 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
     for what in ("index and batches", "batches"):
         few, many = found[1_000, what], found[100_000, what]
         print(f"{what}: {few / 1024:.1f} MiB for 1,000, {many / 1024:.1f} MiB for 100,000 ({many / few - 1:+.1%})")
-        assert many < 1.05 * few
+        assert 1024 * (many - few) < 200 * 99_000  # bytes; a picture at 16x16 alone has 768
