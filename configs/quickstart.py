@@ -3,7 +3,7 @@
     jpeglm train configs/quickstart.py
 
 About four minutes on two CPU cores, to 0.15 bits a byte on held-out flags (a model of byte frequencies alone needs 6.0);
-nearly every sampled file opens, and shows stripes, crosses, cantons and emblems.
+every sampled file opens, and most show stripes, crosses, cantons and emblems.
 """
 
 from jpeglm_jax.config import Config, DataConfig, JpegConfig, ModelConfig, OptimConfig, TrainConfig
