@@ -44,7 +44,7 @@ class Sample:
     """Writes pictures: from nothing, or completing the beginning of a picture."""
 
     run: RunOf
-    """Directory of a run."""
+    """Directory of a run, or of one of its checkpoints."""
     prompt: str = ""
     """A picture file to complete; without one, pictures are written from nothing."""
     ratio: float = 0.5
@@ -65,11 +65,14 @@ class Sample:
     """Of a picture, prompt included: it ends by then. By default the run's sequence length."""
     unconstrained: bool = False
     """Let the model write what is no picture, as in the paper; by default only streams that open can be written."""
+    live: bool = False
+    """Show the pictures while they are written, in OUT/live.png, and leave the animation OUT/writing.gif."""
     json: str = ""
     """Also write what the table says to this file."""
 
     def __call__(self) -> None:
         from jpeglm_jax import tables
+        from jpeglm_jax.sampling import live
         from jpeglm_jax.sampling.command import sample
 
         if self.count < 1:
@@ -83,6 +86,7 @@ class Sample:
             self.max_tokens,
             not self.unconstrained,
             self.out,
+            live.in_file(Path(self.out) / "live.png") if self.live else None,
         )
         tables.show(f"samples of {self.run}", list(rows.items()))
         tables.write_json(self.json, rows)

@@ -85,16 +85,28 @@ def check_fits(config: Config, stored: Config) -> None:
         raise ValueError(f"{config.run} was begun with other settings ({fields}): begin a new run with --run, or set them back")
 
 
+def of_checkpoint(path: epath.PathLike) -> tuple[epath.Path, int | None]:
+    """The run and the step that RUN/checkpoints/STEP names; of every other path the path itself and None."""
+    path = epath.Path(path)
+    if path.parent.name == "checkpoints" and path.name.isdecimal():
+        return path.parent.parent, int(path.name)
+    return path, None
+
+
 def load_model(run: epath.PathLike) -> tuple[Config, Llama, Mesh, int]:
     """The newest model of a run, on all devices, its config, mesh and step.
+
+    Args:
+      run: or one of its checkpoints, RUN/checkpoints/STEP, whose model is then meant.
 
     Raises:
       ValueError: no run, or one without a checkpoint.
       CheckpointError: the checkpoint cannot be read.
     """
+    run, step = of_checkpoint(run)
     config = read(run)
     checkpoints = Checkpoints(run)
-    step = checkpoints.latest()
+    step = checkpoints.latest() if step is None else step
     if step is None:
         raise ValueError(f"{run} has no checkpoint yet; `jpeglm train {run}` makes them")
     mesh = sharding.make_mesh(config.mesh)

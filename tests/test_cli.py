@@ -17,6 +17,7 @@ from test_pictures import damaged_kinds, file, palette_with_transparency, photo
 
 from jpeglm_jax import cli, codecs, metrics, runs, tokenizer
 from jpeglm_jax.data import flags
+from jpeglm_jax.sampling import sheets
 
 CONFIG = """
 import dataclasses
@@ -191,6 +192,28 @@ def test_a_prompt_begins_the_samples(trained, tmp_path):
     codec = codecs.make(runs.read(trained[1]).codec)
     prompt = codec.prefix(codec.encode(flags.flag(0, 48)), 0.2)
     assert all(codec.from_file(file)[: len(prompt)].tolist() == prompt.tolist() for file in written)
+
+
+def test_samples_are_seen_while_they_are_written(trained, tmp_path, caplog):
+    caplog.set_level("INFO")
+    Image.fromarray(flags.flag(0, 48)).save(tmp_path / "flag.png")
+    out = tmp_path / "out"
+    options = ["--live", "--prompt", str(tmp_path / "flag.png"), "--ratio", "0.2", "--count", "2"]
+    cli.main(["sample", trained[1], *options, "--out", str(out)])
+    assert f"{out / 'live.png'} shows the pictures while they are written" in caplog.text
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["live.png", "sample_0000.jpg", "sample_0001.jpg", "samples.png", "writing.gif"]
+    codec = codecs.make(runs.read(trained[1]).codec)
+    streams = [codec.from_file((out / name).read_bytes()) for name in names[1:3]]
+    finished = sheets.grid([codec.decode(stream).picture for stream in streams])
+    assert np.array_equal(np.asarray(Image.open(out / "live.png")), finished)
+
+
+def test_a_checkpoint_is_sampled_by_its_directory(trained, tmp_path):
+    out = tmp_path / "out"
+    cli.main(["sample", f"{trained[1]}/checkpoints/3", "--count", "1", "--out", str(out)])
+    assert (out / "sample_0000.jpg").exists()
+    assert "checkpoints/9" in fails("sample", f"{trained[1]}/checkpoints/9", "--count", "1", "--out", out)
 
 
 def test_a_prompt_that_cannot_be_used_is_one_line(trained, tmp_path):

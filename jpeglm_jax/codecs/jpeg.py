@@ -36,11 +36,12 @@ class Codec:
         self.config = config
         self.mcu_size = MCU_SIZES[config.subsampling]
         self.mcu_count = math.prod(math.ceil(config.size / side) for side in self.mcu_size)
-        probe = np.zeros((config.size, config.size, 3), np.uint8)
+        probe = np.full((config.size, config.size, 3), 128, np.uint8)
         self.tables = self._write(probe, streamtype=1)[2:-2]
         stream = self._write(probe, streamtype=2)
         start_of_scan = stream.index(b"\xff\xda")
         self.header = stream[: start_of_scan + 2 + int.from_bytes(stream[start_of_scan + 2 : start_of_scan + 4])]
+        self._grey = stream[len(self.header) :]
 
     def encode(self, picture: np.ndarray) -> np.ndarray:
         """The stream of a picture.
@@ -62,7 +63,7 @@ class Codec:
         return np.frombuffer(self._write(picture, streamtype=2), np.uint8)
 
     def decode(self, symbols: np.ndarray) -> Decoded:
-        """The picture of a stream, whatever its state; what is missing is grey.
+        """The picture of a stream, whatever its state; what is missing is grey, with restart markers by whole MCUs.
 
         Args:
           symbols: (length,), integers from 0 to 255.
@@ -149,6 +150,11 @@ class Codec:
         if good == len(expected):
             end = places[last] + 2
             return body[:end], f"{len(body) - end} bytes after the end" if len(body) > end else ""
+        if self.config.restart and good == len(markers):
+            # Libjpeg would read zeros into the MCU that is not there, which show as a pattern.
+            grey = _markers(np.frombuffer(self._grey, np.uint8))[0]
+            begun, rest = (places[good - 1] + 2, grey[good - 1] + 2) if good else (0, 0)
+            return body[:begun] + self._grey[rest:], f"ends after {good} of {last + 1} MCUs"
 
         scan = bytearray(body)
         for place, marker in zip(places, markers):

@@ -29,6 +29,7 @@ def report(run: str, count: int, ratio: float, sampler: Sampler) -> dict[str, An
       CheckpointError: the checkpoint cannot be read.
     """
     config, model, mesh, step = runs.load_model(run)
+    run = config.run  # also where one of its checkpoints was given
     data = Data(config)
     grammar = complete.of(data.codec, data.tokenizer)
     batches = data.batches(data.held_out, epath.Path(run) / runs.LENGTHS)

@@ -1,7 +1,7 @@
 """Pictures written by a model: from nothing, or from the beginning of a picture."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from jpeglm_jax.grammar.diagnose import diagnose
 from jpeglm_jax.grammar.layout import read_layout
 from jpeglm_jax.grammar.tokens import shortest
 from jpeglm_jax.model import Llama
-from jpeglm_jax.sampling.generate import Request, generate
+from jpeglm_jax.sampling.generate import CHUNK, Request, Written, generate
 from jpeglm_jax.sampling.rules import Sampler
 
 SLOTS = 64
@@ -47,6 +47,8 @@ def complete(
     max_tokens: int,
     grammar: Grammar | None,
     slots: int = SLOTS,
+    chunk: int = CHUNK,
+    look: Callable[[dict[int, np.ndarray]], None] | None = None,
 ) -> list[Sample]:
     """Writes on from each prompt, inside `jax.set_mesh` of the model's mesh.
 
@@ -56,13 +58,20 @@ def complete(
       max_tokens: of a whole picture, prompt included. With a grammar every picture ends by then; else it is cut.
       grammar: of `of`; None lets the model write anything.
       slots: pictures that are written at the same time.
+      chunk: steps between two looks, at most.
+      look: gets the streams that have grown, by the number of their prompt.
 
     Raises:
       ValueError: a prompt that no stream of the codec begins with, that is a whole picture, or that leaves no room.
     """
     pairs = zip(prompts, seeds, strict=True)
     requests = [request(vocabulary, prompt, seed, max_tokens, grammar) for prompt, seed in pairs]
-    written = generate(model, requests, sampler, grammar and grammar.tables, slots)
+
+    def read(changed: dict[int, Written]) -> None:
+        look({number: vocabulary.decode(picture.tokens) for number, picture in changed.items()})
+
+    tables = grammar and grammar.tables
+    written = generate(model, requests, sampler, tables, slots, chunk, read if look else None)
     return [read_sample(codec, vocabulary.decode(picture.tokens), picture.removed) for picture in written]
 
 

@@ -14,7 +14,7 @@ scatter of all heads of a position, a chunk took 4.07.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -70,25 +70,36 @@ class Written:
 
 
 def generate(
-    model: Llama, requests: Sequence[Request], sampler: Sampler, tables: Tables | None, slots: int
+    model: Llama,
+    requests: Sequence[Request],
+    sampler: Sampler,
+    tables: Tables | None,
+    slots: int,
+    chunk: int = CHUNK,
+    look: Callable[[dict[int, Written]], None] | None = None,
 ) -> list[Written]:
-    """All pictures, with a progress bar; arguments and errors as of `write`."""
+    """All pictures, with a progress bar; `look` gets what `write` yields; arguments and errors as of `write`."""
     written: dict[int, Written] = {}
     with tqdm.tqdm(total=len(requests), desc="writing", unit="picture", leave=False, dynamic_ncols=True) as bar:
-        for changed in write(model, requests, sampler, tables, slots):
+        for changed in write(model, requests, sampler, tables, slots, chunk):
             written |= changed
+            if look:
+                look(changed)
+            bar.set_postfix_str(f"{sum(len(picture.tokens) for picture in written.values()):,} tokens", refresh=False)
             bar.update(sum(picture.done for picture in changed.values()))
+            bar.refresh()
     return [written[number] for number in range(len(requests))]
 
 
 def write(
-    model: Llama, requests: Sequence[Request], sampler: Sampler, tables: Tables | None, slots: int
+    model: Llama, requests: Sequence[Request], sampler: Sampler, tables: Tables | None, slots: int, chunk: int = CHUNK
 ) -> Iterator[dict[int, Written]]:
     """Writes pictures inside `jax.set_mesh` of the model's mesh; yields, after each chunk, those that have grown.
 
     Args:
       tables: of the grammar; None leaves every token possible.
       slots: pictures that are written at the same time; rounded up to a multiple of the batch shards of the mesh.
+      chunk: steps between two yields, at most; never more than CHUNK.
 
     Raises:
       ValueError: a prompt that leaves no room in its limit.
@@ -115,7 +126,7 @@ def write(
             state = _admit(model, tables, sampler, state, _rows(requests, spare, entering, group, count))
             running |= entering
         enough = min(group, len(waiting)) if waiting else count
-        state, report = _chunk(model, tables, sampler, state, np.int32(enough), np.int32(CHUNK))
+        state, report = _chunk(model, tables, sampler, state, np.int32(enough), np.int32(min(chunk, CHUNK)))
         tokens_BC, removed_B, steps = jax.device_get(report)
         changed = {}
         for slot, number in list(running.items()):

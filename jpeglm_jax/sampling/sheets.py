@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,8 +27,7 @@ def sheet(rows: dict[str, Sequence[np.ndarray]]) -> np.ndarray:
     Args:
       rows: uint8 (size, size, 3) pictures, all of one size.
     """
-    size = next(iter(rows.values()))[0].shape[0]
-    side = size * max(1, -(-SMALLEST // size))  # whole multiples keep the pixels square
+    side = _side(next(iter(rows.values()))[0])
     columns = max(map(len, rows.values()))
     height = len(rows) * (TITLE + side + GAP) + GAP
     canvas = Image.new("RGB", (columns * (side + GAP) + GAP, height), BACKGROUND)
@@ -36,9 +36,31 @@ def sheet(rows: dict[str, Sequence[np.ndarray]]) -> np.ndarray:
         top = GAP + number * (TITLE + side + GAP)
         draw.text((GAP, top), title, fill="black", font=font)
         for column, picture in enumerate(pictures):
-            enlarged = Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
-            canvas.paste(enlarged, (GAP + column * (side + GAP), top + TITLE))
+            canvas.paste(_enlarged(picture), (GAP + column * (side + GAP), top + TITLE))
     return np.asarray(canvas)
+
+
+def grid(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Draws pictures as near to a square as they fill, without titles; returns uint8 (height, width, 3).
+
+    Args:
+      pictures: uint8 (size, size, 3), all of one size.
+    """
+    columns = math.ceil(math.sqrt(len(pictures)))
+    rows, pitch = -(-len(pictures) // columns), _side(pictures[0]) + GAP
+    canvas = Image.new("RGB", (columns * pitch + GAP, rows * pitch + GAP), BACKGROUND)
+    for number, picture in enumerate(pictures):
+        canvas.paste(_enlarged(picture), (GAP + number % columns * pitch, GAP + number // columns * pitch))
+    return np.asarray(canvas)
+
+
+def _side(picture: np.ndarray) -> int:
+    """Pixels of a picture's side on a sheet; whole multiples keep the pixels square."""
+    return picture.shape[0] * max(1, -(-SMALLEST // picture.shape[0]))
+
+
+def _enlarged(picture: np.ndarray) -> Image.Image:
+    return Image.fromarray(picture).resize((_side(picture),) * 2, Image.Resampling.NEAREST)
 
 
 @dataclasses.dataclass(frozen=True)
