@@ -16,6 +16,6 @@ config = Config(
     tokenizer="tokenizer.model",
     data=DataConfig(path="pictures/*.array_record", batch_size=256, threads=8, workers=16),
     model=ModelConfig(vocab_size=320),
-    optim=OptimConfig(z_loss=1e-4),
-    train=TrainConfig(steps=74_200),
+    optim=OptimConfig(z_loss=1e-4, rows_per_device=1),
+    train=TrainConfig(steps=74_200, spike=0.5, rollbacks=10),
 )

@@ -1,6 +1,6 @@
 """Causal attention over a whole sequence, and attention of one new token to a cache. One signature, several kernels.
 
-Queries are BTNH, keys and values BTKH with N = K x G (grouped-query attention). Softmax is in float32.
+Queries are BNTH, keys and values BKTH with N = K x G (grouped-query attention). Softmax is in float32.
 """
 
 from typing import Callable, NamedTuple
@@ -8,14 +8,20 @@ from typing import Callable, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec as P
 
 from jpeglm_jax import sharding
 from jpeglm_jax.config import ModelConfig
 
 
-def causal(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, kernel: str) -> Array:
-    """Each query sees the keys up to its own time; returns BTNH.
+SAVED = "attention"
+"""Under this name `jax.checkpoint` policies find what a kernel's backward pass needs of its forward pass."""
+
+
+def causal(q_BNTH: Array, k_BKTH: Array, v_BKTH: Array, kernel: str) -> Array:
+    """Each query sees the keys up to its own time; returns BNTH.
 
     Args:
       kernel: a name in `KERNELS`, or "auto".
@@ -23,50 +29,83 @@ def causal(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, kernel: str) -> Array:
     Raises:
       ValueError: there is no such kernel.
     """
-    return KERNELS[choose(kernel, q_BTNH.dtype)](q_BTNH, k_BTKH, v_BTKH)
+    return KERNELS[choose(kernel, q_BNTH.dtype)](q_BNTH, k_BKTH, v_BKTH)
 
 
 def choose(kernel: str, dtype: str) -> str:
-    """The kernel that a name means on this platform: "auto" takes cuDNN's on GPU, which knows no float32.
+    """The kernel that a name means on this platform: "auto" takes splash on TPU and cuDNN's, which knows no float32, on GPU.
 
     Raises:
       ValueError: there is no such kernel.
     """
     if kernel == "auto":
+        if jax.default_backend() == "tpu":
+            return "splash"
         return "cudnn" if jax.default_backend() == "gpu" and dtype == jnp.bfloat16 else "reference"
     if kernel not in KERNELS:
         raise ValueError(f"no attention kernel {kernel!r}; there are: auto, {', '.join(KERNELS)}")
     return kernel
 
 
-def _reference(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> Array:
+def _reference(q_BNTH: Array, k_BKTH: Array, v_BKTH: Array) -> Array:
     """Plain einsums, with the T x T scores in memory."""
-    B, T, N, H = q_BTNH.shape
-    K = k_BTKH.shape[2]
-    # Heads before time: the batch dims of both products lead, which spares copies on CPU.
-    q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4) * H**-0.5
-    k_BKSH, v_BKSH = (a.transpose(0, 2, 1, 3) for a in (k_BTKH, v_BTKH))
-    scores_BKGTS = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32)
+    B, N, T, H = q_BNTH.shape
+    K = k_BKTH.shape[1]
+    q_BKGTH = q_BNTH.reshape(B, K, N // K, T, H) * H**-0.5
+    scores_BKGTS = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKTH, preferred_element_type=jnp.float32)
     visible_TS = jnp.tril(jnp.ones((T, T), bool))
     scores_BKGTS = jnp.where(visible_TS[None, None, None], scores_BKGTS, -jnp.inf)
     # Softmax, divided by its sum only after the product with the values.
     weights_BKGTS = jnp.exp(scores_BKGTS - jax.lax.stop_gradient(scores_BKGTS.max(-1, keepdims=True)))
-    out_BKGTH = jnp.einsum("BKGTS,BKSH->BKGTH", weights_BKGTS.astype(v_BKSH.dtype), v_BKSH)
-    out_BKGTH = (out_BKGTH / weights_BKGTS.sum(-1, keepdims=True)).astype(v_BKSH.dtype)
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    out_BKGTH = jnp.einsum("BKGTS,BKSH->BKGTH", weights_BKGTS.astype(v_BKTH.dtype), v_BKTH)
+    out_BKGTH = (out_BKGTH / weights_BKGTS.sum(-1, keepdims=True)).astype(v_BKTH.dtype)
+    return checkpoint_name(out_BKGTH.reshape(B, N, T, H), SAVED)
 
 
-def _cudnn(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> Array:
-    """cuDNN's flash attention, on each device's own examples and heads."""
+def _splash(q_BNTH: Array, k_BKTH: Array, v_BKTH: Array, interpret: bool = False) -> Array:
+    """Splash attention, the Pallas kernel for TPU: blocks of the scores in VMEM, those above the diagonal skipped.
 
-    def local(q, k, v):
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+    Args:
+      interpret: run it elsewhere, slowly.
+    """
+    T, H = q_BNTH.shape[2:]
+    block = next((block for block in SPLASH_BLOCKS if T % block == 0), None)
+    if block is None:
+        raise ValueError(f"splash attention needs a multiple of {SPLASH_BLOCKS[-1]} tokens in a row, not {T}; set data.sequence_length")
+    sizes = splash.BlockSizes(
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
+    )
 
-    spec = sharding.BTNH
-    return jax.shard_map(local, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)(q_BTNH, k_BTKH, v_BTKH)
+    def local(q_BNTH, k_BKTH, v_BKTH):
+        mask = splash.MultiHeadMask([splash.CausalMask((T, T))] * q_BNTH.shape[1])
+        kernel = splash.make_splash_mha(
+            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name=SAVED, interpret=interpret
+        )
+        return jax.vmap(kernel)(q_BNTH * H**-0.5, k_BKTH, v_BKTH)
+
+    return _by_device(local)(q_BNTH, k_BKTH, v_BKTH)
 
 
-KERNELS: dict[str, Callable[[Array, Array, Array], Array]] = {"reference": _reference, "cudnn": _cudnn}
+def _cudnn(q_BNTH: Array, k_BKTH: Array, v_BKTH: Array) -> Array:
+    """cuDNN's flash attention."""
+
+    def local(*qkv):
+        q_BTNH, k_BTKH, v_BTKH = (x.swapaxes(1, 2) for x in qkv)
+        return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn").swapaxes(1, 2)
+
+    return checkpoint_name(_by_device(local)(q_BNTH, k_BKTH, v_BKTH), SAVED)
+
+
+def _by_device(local: Callable) -> Callable:
+    """On each device's own examples and heads: the compiler cannot split a kernel that it did not write."""
+    spec = sharding.BNTH
+    return jax.shard_map(local, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
+
+
+KERNELS: dict[str, Callable[[Array, Array, Array], Array]] = {"reference": _reference, "splash": _splash, "cudnn": _cudnn}
+
+
+SPLASH_BLOCKS = (1024, 512, 256, 128)
 
 
 class Cache(NamedTuple):

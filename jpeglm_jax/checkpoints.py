@@ -2,7 +2,7 @@
 
     RUN/checkpoints/STEP/model      parameters, by name
     RUN/checkpoints/STEP/optimizer  its state, by name
-    RUN/checkpoints/STEP/progress   JSON: number of the next batch, identity of the data, config
+    RUN/checkpoints/STEP/progress   JSON: number of the next batch, identity of the data, config, what bad steps left
 
 Saves are asynchronous and become visible whole or not at all.
 """
@@ -33,6 +33,10 @@ class Progress:
     """Number of the first batch that the model has not seen."""
     identity: dict[str, str]
     """What decides which tokens stand where in the data."""
+    rollbacks: int = 0
+    """Bad steps that the run has gone back from."""
+    typical: float | None = None
+    """Running mean of bits per byte, by which the next bad step is known."""
 
 
 class CheckpointError(RuntimeError):
@@ -81,11 +85,7 @@ class Checkpoints:
         Raises:
           CheckpointError: the step before could not be written.
         """
-        values = {
-            "next_batch": progress.next_batch,
-            "identity": progress.identity,
-            "config": json.loads(configs.to_json(progress.config)),
-        }
+        values = dataclasses.asdict(progress)
         items = ocp.args.Composite(
             model=ocp.args.StandardSave(_named(model)),
             optimizer=ocp.args.StandardSave(_named(optimizer)),
@@ -107,12 +107,12 @@ class Checkpoints:
         Raises:
           CheckpointError: it is damaged, or written by another version of this package.
         """
-        restored = self._read(step, progress=ocp.args.JsonRestore())["progress"]
+        values = self._read(step, progress=ocp.args.JsonRestore())["progress"]
         try:
-            config = configs.from_json(json.dumps(restored["config"]))
+            config = configs.from_json(json.dumps(values.pop("config")))
         except ValueError as error:
             raise CheckpointError(f"the config in {self.directory / str(step)} cannot be used: {error}") from error
-        return Progress(config, restored["next_batch"], restored["identity"])
+        return Progress(config, **values)
 
     def model(self, step: int, abstract: PyTree, mesh: Mesh) -> PyTree:
         """The model of a step, each array read straight onto its shards; `abstract` gives shapes, dtypes and layouts."""

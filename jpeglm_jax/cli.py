@@ -27,16 +27,22 @@ RunOf = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
 class Train:
     """Trains a model, or continues a run: `jpeglm train CONFIG [--data.path FOLDER ...]` or `jpeglm train RUN`.
 
-    A run continues from its newest checkpoint and reaches what it would have reached without the break.
+    A run continues from its newest checkpoint and reaches what it would have reached without the break, on whatever devices
+    and hosts. On several hosts the same command is started on each; see JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID where it is neither TPU nor Slurm. Exit status: 0 trained, 75 stopped by SIGTERM and saved, 1 an error.
     """
 
     config: SettingsOf = Config()
 
     def __call__(self) -> None:
-        from jpeglm_jax.train import train
+        from jpeglm_jax import distributed
+
+        first = distributed.initialize()
+        from jpeglm_jax.train import train  # after it: what is imported may look at devices
 
         train(self.config)
-        print(f"{self.config.run} is trained; `jpeglm evaluate {self.config.run}` shows what came of it")
+        if first:
+            print(f"{self.config.run} is trained; `jpeglm evaluate {self.config.run}` shows what came of it")
 
 
 @dataclasses.dataclass
@@ -186,6 +192,34 @@ class Check:
 
 
 @dataclasses.dataclass
+class Preflight:
+    """Compiles a run for slices of TPUs without having any: `jpeglm preflight CONFIG --topology v5e-64 v6e-64`.
+
+    Says whether training and sampling fit, what bounds their speed, how long the run takes, and whether hosts can make
+    the pictures ready. The exit status is 1 if something does not fit. Takes a minute or two a slice.
+    """
+
+    config: SettingsOf = Config()
+    topology: tuple[str, ...] = ("v5e-64",)
+    """Slices: v5e-64 (chips), v5p-64 (cores), v6e-256, 2xv5e-64 (two slices)."""
+    mfu: float = 0.5
+    """Part of the chips' peak that is reckoned with: what a run reaches cannot be known without the chip."""
+    json: str = ""
+    """Also write what the table says to this file."""
+
+    def __call__(self) -> None:
+        from jpeglm_jax import tables
+        from jpeglm_jax.preflight.report import preflight
+
+        columns, fits = preflight(self.config, self.topology, self.mfu)
+        tables.show_columns(f"{self.config.run}, compiled without a TPU", columns)
+        print("Not known without the chip: the time of kernels and collectives beside the rest, and so the true MFU.")
+        tables.write_json(self.json, columns)
+        if not fits:
+            sys.exit(1)
+
+
+@dataclasses.dataclass
 class BenchInput:
     """Measures the input pipeline on one core against the published steps and against libjpeg alone."""
 
@@ -257,6 +291,7 @@ COMMANDS = {
     "tokenizer": Tokenizer,
     "index": Index,
     "check": Check,
+    "preflight": Preflight,
     "bench input": BenchInput,
     "bench train": BenchTrain,
     "bench decode": BenchDecode,

@@ -57,13 +57,15 @@ class DataConfig:
     sequence_length: int | None = 12288
     """Tokens in a row of the batch; with `rows`, None takes what the pictures need."""
     batch_size: int = 32
-    """Rows in a global batch, over all hosts and accumulation steps."""
+    """Rows in a global batch, over all hosts."""
     seed: int = 0
     """Orders the pictures of each epoch and draws the held-out ones."""
     threads: int = 2
     """Batches made at the same time by each worker."""
     workers: int = 0
     """Worker processes a host; 0 makes batches in the training process."""
+    max_unreadable: float = 0.1
+    """Part of the pictures that may be unreadable, of each thousand that a host reads; above it the run stops."""
 
     def __post_init__(self):
         _positive(self, "batch_size", "threads", "holdout")
@@ -72,6 +74,7 @@ class DataConfig:
         else:
             _positive(self, "sequence_length")
         _require(self.workers >= 0, f"workers must be 0 or more, not {self.workers}")
+        _require(0 <= self.max_unreadable <= 1, f"max_unreadable must be from 0 to 1, not {self.max_unreadable}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +98,11 @@ class ModelConfig:
     """RMSNorm of queries and keys per head (Wortsman et al. 2023): holds attention logits down at high learning rates."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of activations and matrix products; parameters are always float32."""
-    remat: Literal["none", "full", "dots"] = "full"
-    """What the backward pass recomputes: nothing, everything inside a layer, or all but the results of matrix products."""
-    attention: Literal["auto", "reference", "cudnn"] = "auto"
-    """Attention kernel; `auto` takes cuDNN's on GPU in bfloat16 and the reference elsewhere."""
+    remat: Literal["full", "attention", "residual", "qkv", "dots", "none"] = "full"
+    """What is kept of a layer for the backward pass, which recomputes the rest: its input only; also what attention gave;
+    also the sum after it; also queries, keys and values; all results of matrix products; everything."""
+    attention: Literal["auto", "reference", "splash", "cudnn"] = "auto"
+    """Attention kernel; `auto` takes splash on TPU, cuDNN's on GPU in bfloat16, and the reference elsewhere."""
 
     def __post_init__(self):
         _positive(self, "width", "layers", "heads", "kv_heads", "head_dim", "mlp_width", "rope_theta", "norm_eps")
@@ -123,13 +127,16 @@ class OptimConfig:
     weight_decay: float = 0.1
     """On matrices only; norms are not decayed."""
     clip_norm: float = 1.0
-    accumulation: int = 1
-    """Parts that a global batch is computed in, one after the other; gradients are averaged."""
+    rows_per_device: int | None = None
+    """Rows of the batch that a device computes at a time, the others one after the other, their gradients added up; None
+    computes all at once. The same step on any number of devices."""
     z_loss: float = 0.0
     """Weight of the mean squared log-partition (Wortsman et al. 2023); 1e-4 is usual."""
 
     def __post_init__(self):
-        _positive(self, "learning_rate", "clip_norm", "accumulation")
+        _positive(self, "learning_rate", "clip_norm")
+        if self.rows_per_device is not None:
+            _positive(self, "rows_per_device")
         _require(self.warmup_steps >= 0, f"warmup_steps must be 0 or more, not {self.warmup_steps}")
 
 
@@ -159,6 +166,8 @@ class TrainConfig:
     steps: int = 1000
     seed: int = 0
     """Initialises the parameters."""
+    compiler_options: str = ""
+    """XLA options for the training step, `name=value` apart by spaces; the presets for TPU slices set them."""
     log_every: int = 10
     eval_every: int = 1000
     eval_batches: int = 16
@@ -169,11 +178,19 @@ class TrainConfig:
     keep_last: int = 2
     keep_best: int = 1
     """Checkpoints kept for the lowest held-out bits per byte."""
+    spike: float | None = None
+    """Bits per byte above the running mean of the steps before (of about 100) that make a step bad. A loss or a gradient
+    that is not finite always does."""
+    rollbacks: int = 0
+    """Times that a bad step sends the run back to its newest checkpoint, from where it goes on with the batch after the bad
+    one. At the next bad step it stops."""
 
     def __post_init__(self):
         _positive(self, "steps", "log_every", "eval_every", "eval_batches", "save_every", "keep_last")
         _require(self.sample_every >= 0, f"sample_every must be 0 or more, not {self.sample_every}")
         _require(self.keep_best >= 0, f"keep_best must be 0 or more, not {self.keep_best}")
+        _require(self.spike is None or self.spike > 0, f"spike must be above 0, not {self.spike}")
+        _require(self.rollbacks >= 0, f"rollbacks must be 0 or more, not {self.rollbacks}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,12 +207,6 @@ class Config:
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()
     train: TrainConfig = TrainConfig()
-
-    def __post_init__(self):
-        _require(
-            self.data.batch_size % self.optim.accumulation == 0,
-            f"data.batch_size ({self.data.batch_size}) must be a multiple of optim.accumulation ({self.optim.accumulation})",
-        )
 
 
 def to_json(config: Config) -> str:

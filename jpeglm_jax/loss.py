@@ -13,7 +13,10 @@ Batch = dict[str, Array]
 """`inputs` and `targets`, int32 (B, T): the target of a position is the token after its input; PAD targets count nothing."""
 
 Sums = dict[str, Array]
-"""Float32 scalars: `nll` in nats, `tokens`, and `symbols`, the codec symbols (bytes) that the targets spell."""
+"""Float32 scalars by the names in `TOTALS`: `nll` in nats, `tokens`, and `symbols`, the codec symbols (bytes) that the targets spell."""
+
+
+TOTALS = ("nll", "tokens", "symbols")
 
 
 def sums(logits_BTV: Array, targets_BT: Array, lengths_V: Array) -> tuple[Sums, Array]:

@@ -10,16 +10,25 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from jpeglm_jax import attention, sharding
 from jpeglm_jax.attention import Cache
 from jpeglm_jax.config import ModelConfig
 
+_saved = jax.checkpoint_policies.save_only_these_names
+
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": _saved(attention.SAVED),
+    "residual": _saved(attention.SAVED, "residual"),
+    "qkv": _saved(attention.SAVED, "residual", "qkv"),
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _saved(attention.SAVED)
+    ),
 }
+"""What `ModelConfig.remat` keeps of a layer for the backward pass, from little to much."""
 
 
 class Llama(nnx.Module):
@@ -58,13 +67,12 @@ class Llama(nnx.Module):
         Returns the logits after each prompt's last token, (B, V), and a cache of T positions.
         """
         rotation = rotary(jnp.arange(tokens_BT.shape[1])[None], self.config)
-        x_BTD, (k_LBTKH, v_LBTKH) = jax.lax.scan(
+        x_BTD, kv_LBKTH = jax.lax.scan(
             lambda x_BTD, block: block(x_BTD, rotation), self.embed(tokens_BT), self.blocks
         )
         # What the cache holds beyond a prompt's end is overwritten before any query sees it.
-        cache = Cache(k_LBTKH.swapaxes(2, 3), v_LBTKH.swapaxes(2, 3))
         last_BD = jax.vmap(lambda x_TD, length: x_TD[length - 1])(x_BTD, length_B)
-        return self.logits(last_BD[:, None])[:, 0], cache
+        return self.logits(last_BD[:, None])[:, 0], Cache(*kv_LBKTH)
 
     def decode(self, token_B: Array, position_B: Array, cache: Cache) -> tuple[Array, Cache]:
         """Reads one token for each example, at its position; returns logits (B, V) and the cache with it."""
@@ -107,7 +115,7 @@ class Block(nnx.Module):
 
     def __call__(self, x_BTD: Array, rotation: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
         attended_BTD, kv = self.attention(self.attention_norm(x_BTD), rotation)
-        x_BTD += attended_BTD
+        x_BTD = checkpoint_name(x_BTD + attended_BTD, "residual")
         return x_BTD + self.mlp(self.mlp_norm(x_BTD)), kv
 
     def decode(
@@ -132,31 +140,29 @@ class Attention(nnx.Module):
         self.k_norm = RMSNorm(H, config) if config.qk_norm else None
 
     def __call__(self, x_BTD: Array, rotation: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-        q_BTNH, k_BTKH, v_BTKH = self.project(x_BTD, rotation)
-        out_BTNH = attention.causal(q_BTNH, k_BTKH, v_BTKH, self.kernel)
-        return self.output(out_BTNH), (k_BTKH, v_BTKH)
+        q_BNTH, k_BKTH, v_BKTH = checkpoint_name(self.project(x_BTD, rotation), "qkv")
+        out_BNTH = attention.causal(q_BNTH, k_BKTH, v_BKTH, self.kernel)
+        return self.output(out_BNTH), (k_BKTH, v_BKTH)
 
     def decode(
         self, x_B1D: Array, cache: Cache, rotation: tuple[Array, Array], position_B: Array, layer: Array
     ) -> tuple[Array, Cache]:
-        q_B1NH, k_B1KH, v_B1KH = self.project(x_B1D, rotation)
-        out_BNH, cache = attention.cached(q_B1NH[:, 0], k_B1KH[:, 0], v_B1KH[:, 0], position_B, cache, layer)
-        return self.output(out_BNH[:, None]), cache
+        q_BN1H, k_BK1H, v_BK1H = self.project(x_B1D, rotation)
+        out_BNH, cache = attention.cached(q_BN1H[:, :, 0], k_BK1H[:, :, 0], v_BK1H[:, :, 0], position_B, cache, layer)
+        return self.output(out_BNH[:, :, None]), cache
 
     def project(self, x_BTD: Array, rotation: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         def heads(weight):
-            return jnp.einsum(
-                "BTD,DNH->BTNH", x_BTD, weight[...].astype(x_BTD.dtype), out_sharding=sharding.BTNH
-            )
+            return jnp.einsum("BTD,DNH->BNTH", x_BTD, sharding.gather(weight[...], x_BTD.dtype), out_sharding=sharding.BNTH)
 
-        q_BTNH, k_BTKH, v_BTKH = heads(self.q_DNH), heads(self.k_DKH), heads(self.v_DKH)
+        q_BNTH, k_BKTH, v_BKTH = heads(self.q_DNH), heads(self.k_DKH), heads(self.v_DKH)
         if self.q_norm is not None:
-            q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
-        return rotate(q_BTNH, rotation), rotate(k_BTKH, rotation), v_BTKH
+            q_BNTH, k_BKTH = self.q_norm(q_BNTH), self.k_norm(k_BKTH)
+        return rotate(q_BNTH, rotation), rotate(k_BKTH, rotation), v_BKTH
 
-    def output(self, out_BTNH: Array) -> Array:
-        o_NHD = self.o_NHD[...].astype(out_BTNH.dtype)
-        return jnp.einsum("BTNH,NHD->BTD", out_BTNH, o_NHD, out_sharding=sharding.BTD)
+    def output(self, out_BNTH: Array) -> Array:
+        o_NHD = sharding.gather(self.o_NHD[...], out_BNTH.dtype)
+        return jnp.einsum("BNTH,NHD->BTD", out_BNTH, o_NHD, out_sharding=sharding.BTD)
 
 
 class Mlp(nnx.Module):
@@ -170,10 +176,24 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_BTD: Array) -> Array:
         project = functools.partial(jnp.einsum, "BTD,DF->BTF", x_BTD, out_sharding=sharding.BTF)
-        gate_BTF = project(self.gate_DF[...].astype(x_BTD.dtype))
-        up_BTF = project(self.up_DF[...].astype(x_BTD.dtype))
-        down_FD = self.down_FD[...].astype(x_BTD.dtype)
-        return jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, down_FD, out_sharding=sharding.BTD)
+        gate_BTF = project(sharding.gather(self.gate_DF[...], x_BTD.dtype))
+        up_BTF = project(sharding.gather(self.up_DF[...], x_BTD.dtype))
+        down_FD = sharding.gather(self.down_FD[...], x_BTD.dtype)
+        return jnp.einsum("BTF,FD->BTD", swiglu(gate_BTF, up_BTF), down_FD, out_sharding=sharding.BTD)
+
+
+@jax.custom_vjp
+def swiglu(gate: Array, up: Array) -> Array:
+    """The gated activation; its gradients are made at once, in the place of its arguments."""
+    return jax.nn.silu(gate) * up
+
+
+def _swiglu_backward(gate_and_up: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    _, backward = jax.vjp(lambda gate, up: jax.nn.silu(gate) * up, *gate_and_up)
+    return jax.lax.optimization_barrier(backward(cotangent))
+
+
+swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_backward)
 
 
 class RMSNorm(nnx.Module):
@@ -196,17 +216,21 @@ def matrix(rngs: nnx.Rngs, shape: tuple[int, ...], spec: P, std: float) -> nnx.P
 
 
 def rotary(position_BT: Array, config: ModelConfig) -> tuple[Array, Array]:
-    """Cosine and sine of the rotation angles (Su et al. 2021), float32 (B, T, 1, H/2)."""
+    """Cosine and sine of the rotation angles (Su et al. 2021), float32 (B, 1, T, H)."""
     frequency_H = config.rope_theta ** (-jnp.arange(0, config.head_dim, 2) / config.head_dim)
-    angle_BT1H = position_BT[..., None, None] * frequency_H[None, None, None]
-    return jnp.cos(angle_BT1H), jnp.sin(angle_BT1H)
+    angle_B1TH = position_BT[:, None, :, None] * jnp.tile(frequency_H, 2)[None, None, None]
+    return jnp.cos(angle_B1TH), jnp.sin(angle_B1TH)
 
 
-def rotate(x_BTNH: Array, rotation: tuple[Array, Array]) -> Array:
+def rotate(x_BNTH: Array, rotation: tuple[Array, Array]) -> Array:
     """Rotates the pairs (h, h + H/2), the half-split layout of Hugging Face."""
     cos, sin = rotation
-    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
+    H = x_BNTH.shape[-1]
+    # Partner of each entry: (-b, a) of (a, b). As a product with ones and zeros, which the TPU's matrix unit does in
+    # passing; halves cut out and put together again are copies there.
+    partner_HH = jnp.roll(jnp.diag(jnp.where(jnp.arange(H) < H // 2, 1, -1)), H // 2, axis=1).astype(x_BNTH.dtype)
+    partner_BNTH = jnp.einsum("BNTH,HJ->BNTJ", x_BNTH, partner_HH, out_sharding=sharding.BNTH)
+    return (x_BNTH * cos + partner_BNTH * sin).astype(x_BNTH.dtype)
 
 
 def in_dtype(model: Llama) -> Llama:

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jpeglm_jax import config as configs
-from jpeglm_jax import sharding
+from jpeglm_jax import files, sharding
 from jpeglm_jax.checkpoints import Checkpoints
 from jpeglm_jax.config import Config
 from jpeglm_jax.model import Llama
@@ -24,7 +24,8 @@ from jpeglm_jax.tokenizer import Bpe, Symbols
 CONFIG, TOKENIZER, LENGTHS = "config.json", "tokenizer.model", "lengths.npz"
 
 CHANGEABLE = (
-    "run", "tokenizer", "mesh.", "train.", "data.threads", "data.workers", "model.remat", "model.attention", "optim.accumulation"
+    "run", "tokenizer", "mesh.", "train.", "data.threads", "data.workers", "data.max_unreadable", "model.remat",
+    "model.attention", "optim.rows_per_device",
 )  # fmt: skip
 """Fields, and groups of them, that may differ when a run is continued: they decide how and how long, not what. (That the
 tokenizer is the same is checked by its content.)"""
@@ -47,28 +48,49 @@ def read(run: epath.PathLike) -> Config:
     return dataclasses.replace(config, run=str(run), tokenizer=tokenizer)
 
 
-def open_or_create(config: Config, tokenizer: Symbols | Bpe) -> Config:
-    """Makes the directory of a run, or checks that it is one that `config` can continue; returns the config filled in.
+def fill_in(config: Config, tokenizer: Symbols | Bpe) -> Config:
+    """`config` with the vocabulary of its tokenizer.
 
     Raises:
-      ValueError: a directory with other things in it, or a run with other settings; the message names the fields.
+      ValueError: it asks for another one.
     """
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     if vocab_size != tokenizer.vocab_size:
         raise ValueError(
             f"model.vocab_size is {vocab_size}, but the tokenizer has {tokenizer.vocab_size}; leave it out to take the tokenizer's"
         )
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size))
+
+
+def open_or_create(config: Config, tokenizer: Symbols | Bpe) -> Config:
+    """Makes the directory of a run, or checks that it is one that `config` can continue; returns the config filled in.
+
+    Raises:
+      ValueError: a directory that cannot be written, or has other things in it, or a run with other settings; the message
+        names the fields.
+    """
+    config = fill_in(config, tokenizer)
     run = epath.Path(config.run)
-    if (run / CONFIG).exists():
-        check_fits(config, read(run))
-    elif run.exists() and (not run.is_dir() or any(path.name != LENGTHS for path in run.iterdir())):
-        raise ValueError(f"{run} exists and is no run; choose another directory with --run, or empty it")
-    run.mkdir(parents=True, exist_ok=True)
-    if config.tokenizer:
-        tokenizer.save(run / TOKENIZER)
-    (run / CONFIG).write_text(configs.to_json(config))
+    try:
+        if (run / CONFIG).exists():
+            check_fits(config, read(run))
+        elif run.exists() and not (run.is_dir() and all(_begins(path.name) for path in run.iterdir())):
+            raise ValueError(f"{run} exists and is no run; choose another directory with --run, or empty it")
+        if config.tokenizer:
+            tokenizer.save(run / TOKENIZER)
+        # Last, because it is what makes a directory a run.
+        files.write(run / CONFIG, configs.to_json(config).encode())
+    except ValueError:
+        raise
+    except Exception as error:  # the file systems of buckets raise types of their own
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"cannot write to {run}: {reason}; --run chooses another directory") from error
     return config
+
+
+def _begins(name: str) -> bool:
+    """Whether it is a file that may stand in a directory which is not yet a run; the making of one may have been cut."""
+    return name.removesuffix(".part") in (CONFIG, TOKENIZER, LENGTHS)
 
 
 def check_fits(config: Config, stored: Config) -> None:
@@ -109,8 +131,8 @@ def load_model(run: epath.PathLike) -> tuple[Config, Llama, Mesh, int]:
     step = checkpoints.latest() if step is None else step
     if step is None:
         raise ValueError(f"{run} has no checkpoint yet; `jpeglm train {run}` makes them")
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_divides(config.model, mesh)
+    # Not the mesh of the training: what writes one token at a time wants its weights where they are used.
+    mesh = sharding.make_mesh(sharding.decode_mesh(config.model, jax.device_count()))
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(lambda: Llama(config.model, nnx.Rngs(0)))
         return config, checkpoints.model(step, abstract, mesh), mesh, step

@@ -16,6 +16,19 @@ def show(title: str, rows: list[tuple[str, Any]]) -> None:
     print(flush=True)
 
 
+def show_columns(title: str, columns: dict[str, dict[str, Any]]) -> None:
+    """Prints rows of several columns under a title; a row that a column lacks stays empty."""
+    names = list(dict.fromkeys(name for rows in columns.values() for name in rows))
+    cells = {column: ["" if name not in rows else spell(rows[name]) for name in names] for column, rows in columns.items()}
+    widths = {column: max(map(len, (column, *each))) for column, each in cells.items()}
+    first = max(map(len, names))
+    print(f"\n{title}\n" + "-" * len(title))
+    print(" " * first + "".join(f"  {column:>{widths[column]}}" for column in columns))
+    for number, name in enumerate(names):
+        print(f"{name:<{first}}" + "".join(f"  {cells[column][number]:>{widths[column]}}" for column in columns))
+    print(flush=True)
+
+
 def write_json(path: str, values: dict[str, Any]) -> None:
     """Writes results to a file, where a path is given."""
     if path:

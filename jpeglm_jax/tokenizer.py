@@ -13,6 +13,8 @@ import sentencepiece
 from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 
+from jpeglm_jax import files
+
 PAD, BOS, EOS = 0, 1, 2
 SPECIALS = 3
 """Ids below this one are specials; the published tokenizer calls the first `<unk>`."""
@@ -125,7 +127,7 @@ class Bpe:
         If it is named `tokenizer.model`, transformers' `LlamaTokenizer.from_pretrained(directory, add_bos_token=True)`
         reads it too and gives the ids of `encode` without EOS.
         """
-        epath.Path(path).write_bytes(self._model)
+        files.write(path, self._model)
 
 
 def load(path: str, alphabet_size: int) -> Symbols | Bpe:

@@ -34,7 +34,6 @@ main() {
   check_count JPEGLM_PAUSE "$first_pause"
   export PATH="$checkout/.venv/bin:$PATH"
   needs jpeglm "launch/setup.sh installs it"
-  source "$checkout/launch/tpu_flags.sh"
   if [ -n "$dry_run" ]; then
     perform jpeglm train "$@"
   else

@@ -38,7 +38,7 @@ def temporary(function, *arguments) -> float:
 with jax.set_mesh(mesh):
     config = ModelConfig(vocab_size=Symbols(256).vocab_size)
     model = jax.tree.map(abstract, jax.eval_shape(lambda: in_dtype(Llama(config, nnx.Rngs(0)))))
-    slots = jax.tree.map(abstract, jax.eval_shape(lambda: generate._empty(model, BATCH, LENGTH)))
+    slots = jax.tree.map(abstract, jax.eval_shape(lambda: generate.empty_slots(model, BATCH, LENGTH)))
     codec = jpeg.Codec(JpegConfig())
     tables = jax.tree.map(abstract, grammar.make(codec, Symbols(256).spellings, EOS).tables)
     by_row = [abstract(np.zeros((1, PROMPT), np.int32), sharding.BT)]
@@ -46,6 +46,6 @@ with jax.set_mesh(mesh):
     by_row += [abstract(np.zeros(1, dtype), jax.P(sharding.BATCH)) for dtype in dtypes]
     print(json.dumps({
         "cache": sum(array.size * array.dtype.itemsize for array in slots.cache) / 8 / GIB,
-        "chunk": temporary(generate._chunk, model, tables, Sampler(1.0, 40, 0.9), slots, np.int32(1), np.int32(128)),
+        "chunk": temporary(generate.run_chunk, model, tables, Sampler(1.0, 40, 0.9), slots, np.int32(1), np.int32(128)),
         "refill": temporary(generate._admit, model, tables, Sampler(), slots, tuple(by_row)),
     }))

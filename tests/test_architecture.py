@@ -1,6 +1,7 @@
 """Imports go one way: `ALLOWED` says what each part of the package may import of the others."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -15,33 +16,38 @@ ROOT = Path(jpeglm_jax.__file__).parent
 ALLOWED = {
     # from pictures to batches of tokens: never JAX
     "config": "",
+    "files": "",
     "codecs": "config",
-    "tokenizer": "config codecs",
+    "tokenizer": "config files codecs",
     "grammar": "config codecs",
-    "data": "config codecs tokenizer",
+    "data": "config files codecs tokenizer",
     # the model: never a codec, a tokenizer or data
     "sharding": "config",
+    "distributed": "sharding",
     "attention": "config sharding",
     "model": "config sharding attention",
     # leaves
     "tables": "",
     "loss": "config sharding tokenizer",
     "optim": "config",
-    "metrics": "config loss optim",
+    "metrics": "config files loss optim",
     "checkpoints": "config",
-    "runs": "config sharding model tokenizer checkpoints",
+    "runs": "config files sharding model tokenizer checkpoints",
     # what is done with them
     "sampling": "config codecs grammar tokenizer data sharding attention model runs",
     "evaluation": "config codecs grammar tokenizer data sharding model loss metrics runs sampling",
-    "train": "config codecs grammar tokenizer data sharding model loss optim metrics checkpoints runs sampling evaluation",
+    "train": "config codecs grammar tokenizer data sharding distributed model loss optim metrics checkpoints runs sampling "
+    "evaluation",
     "benchmarks": "config codecs grammar tokenizer data sharding attention model metrics runs sampling evaluation train",
-    "cli": "config codecs grammar tokenizer data model tables runs sampling evaluation train benchmarks",
+    "preflight": "config codecs grammar tokenizer data sharding model metrics sampling train benchmarks",
+    "cli": "config codecs grammar tokenizer data distributed model tables runs sampling evaluation train benchmarks preflight",
 }
 
-WITHOUT_JAX = ("config", "codecs", "tokenizer", "grammar", "tables")
+WITHOUT_JAX = ("config", "files", "codecs", "tokenizer", "grammar", "tables")
 """Not even through other libraries; `data` imports Grain, which imports JAX."""
 
 
+@functools.cache
 def modules() -> dict[str, ast.Module]:
     """Every module's syntax by its dotted name below the package; packages end in `__init__`."""
     paths = ROOT.rglob("*.py")

@@ -7,11 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import skimage.data
-from jax.experimental.compilation_cache import compilation_cache as cache
 from PIL import Image
 from test_pictures import damaged_kinds, file, palette_with_transparency, photo
 
@@ -30,24 +28,11 @@ config = dataclasses.replace(config, data=dataclasses.replace(config.data, packi
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """One for these tests, so that only the first of them to train compiles."""
-    ours = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in ours}
-    for values in (ours, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        cache.reset_cache()  # JAX looks once where it is
-        if values is ours:
-            yield
+pytestmark = pytest.mark.usefixtures("compilations")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, compilations):
     """A config file and the run that came of it."""
     directory = tmp_path_factory.mktemp("cli")
     path, run = directory / "config.py", directory / "run"

@@ -80,9 +80,8 @@ def test_all_mismatches_are_named_at_once():
         (lambda: ModelConfig(layers=0), "layers must be above 0, not 0"),
         (lambda: DataConfig(workers=-1), "workers must be 0 or more, not -1"),
         (lambda: MeshConfig(data=-1, fsdp=-1), "at most one -1"),
-        (lambda: OptimConfig(accumulation=0), "accumulation must be above 0"),
+        (lambda: OptimConfig(rows_per_device=0), "rows_per_device must be above 0"),
         (lambda: TrainConfig(save_every=0), "save_every must be above 0"),
-        (lambda: Config(optim=OptimConfig(accumulation=3)), "batch_size .32. must be a multiple of optim.accumulation .3."),
     ],
 )
 def test_values_that_cannot_work_are_refused(make, message):

@@ -472,18 +472,6 @@ def test_a_dry_run_of_supervise_starts_nothing(machine, tmp_path):
     assert machine.calls() == []
 
 
-@pytest.mark.parametrize("tpu", ["v4-8", "v5litepod-16", "v5p-8", "v6e-8", ""])
-def test_compiler_flags_reach_the_training_and_the_users_own_come_last(machine, tmp_path, tpu):
-    machine.put(ENDS + "record(*os.environ['LIBTPU_INIT_ARGS'].split(' '))\n")
-    flags = machine.checkout / "launch/tpu_flags.sh"
-    flags.write_text(flags.read_text().replace("tpu_flags=()", "tpu_flags=(--xla_first=1)"))
-    ours = "--xla_mine=1 --xla_mine=2"
-    machine.launch("supervise.sh", str(tmp_path / "run"), TPU_ACCELERATOR_TYPE=tpu, LIBTPU_INIT_ARGS=ours)
-    first, *generation, mine, mine_too = machine.calls()[-1]
-    assert (first, mine, mine_too) == ("--xla_first=1", "--xla_mine=1", "--xla_mine=2")
-    assert all(flag.startswith("--xla_") for flag in generation)
-
-
 def wait_until(holds) -> None:
     end = time.monotonic() + 60
     while not holds():

@@ -1,6 +1,7 @@
 """The decoder: what each part must do, and that ways of computing it agree."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from tiny import MODEL, model
 
 from jpeglm_jax import attention, sharding
 from jpeglm_jax.config import MeshConfig, ModelConfig
-from jpeglm_jax.model import parameter_count, rotary, rotate
+from jpeglm_jax.model import REMAT_POLICIES, parameter_count, rotary, rotate
 
 TOKENS = np.random.default_rng(0).integers(0, MODEL.vocab_size, (8, 11)).astype(np.int32)
 
@@ -74,7 +75,7 @@ def test_remat_changes_no_gradient(one_device):
         return jax.jit(jax.grad(lambda llama: (llama(TOKENS) ** 2).mean()))(llama)
 
     plain = jax.tree.leaves(gradient("none"))
-    for remat in ("full", "dots"):
+    for remat in REMAT_POLICIES:
         for ours, theirs in zip(jax.tree.leaves(gradient(remat)), plain):
             np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-7)
 
@@ -89,23 +90,46 @@ def test_scan_is_a_loop_over_layers(one_device):
 
 
 def test_attention_weighs_values_by_softmax_of_scores():
-    q, k, v = np.random.default_rng(1).normal(size=(3, 2, 5, 4, 6)).astype(np.float32)
-    k, v = k[:, :, :2], v[:, :, :2]  # two queries to a key
+    q, k, v = np.random.default_rng(1).normal(size=(3, 2, 4, 5, 6)).astype(np.float32)
+    k, v = k[:, :2], v[:, :2]  # two queries to a key
     expected = np.zeros_like(q)
-    for b, t, n in np.ndindex(2, 5, 4):
-        scores = k[b, : t + 1, n // 2] @ q[b, t, n] / np.sqrt(6)
+    for b, n, t in np.ndindex(2, 4, 5):
+        scores = k[b, n // 2, : t + 1] @ q[b, n, t] / np.sqrt(6)
         weights = np.exp(scores) / np.exp(scores).sum()
-        expected[b, t, n] = weights @ v[b, : t + 1, n // 2]
+        expected[b, n, t] = weights @ v[b, n // 2, : t + 1]
     np.testing.assert_allclose(attention.causal(q, k, v, "reference"), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_splash_is_the_reference(one_device):
+    # Interpreted: the kernel itself is compiled where TPU programs are, in tests/test_preflight.py.
+    def draw(seed, heads):
+        numbers = np.random.default_rng(seed).normal(size=(1, heads, 256, 128)).astype(np.float32)
+        return jax.device_put(numbers, jax.NamedSharding(one_device, sharding.BNTH))
+
+    q, k, v, cotangent = draw(0, 4), draw(1, 2), draw(2, 2), draw(3, 4)
+
+    def results(kernel):
+        out, backward = jax.vjp(kernel, q, k, v)
+        return out, *backward(cotangent)
+
+    ours = results(functools.partial(attention._splash, interpret=True))
+    for splash, reference in zip(ours, results(attention._reference), strict=True):
+        np.testing.assert_allclose(splash, reference, rtol=1e-4, atol=1e-4)
+
+
+def test_splash_says_which_lengths_it_takes(one_device):
+    x = jnp.zeros((1, 2, 200, 128))
+    with pytest.raises(ValueError, match="a multiple of 128 tokens in a row, not 200; set data.sequence_length"):
+        attention.causal(x, x, x, "splash")
 
 
 def test_unknown_attention_kernel_is_named_with_those_there_are():
     x = jnp.zeros((1, 2, 1, 2))
-    with pytest.raises(ValueError, match="'flesh'; there are: auto, reference, cudnn"):
+    with pytest.raises(ValueError, match="'flesh'; there are: auto, reference, splash, cudnn"):
         attention.causal(x, x, x, "flesh")
 
 
-def test_rotation_depends_on_distance_only():
+def test_rotation_depends_on_distance_only(one_device):
     q, k = np.random.default_rng(2).normal(size=(2, 1, 1, 1, 6)).astype(np.float32)
 
     def score(at, of):
@@ -137,7 +161,7 @@ def test_meshes_of_eight_devices_give_the_gradients_of_one(sizes):
 def test_weights_are_split_as_declared():
     with jax.set_mesh(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
         weight = model().blocks.mlp.up_DF[...]
-    assert weight.sharding.spec == jax.P(None, "fsdp", "tensor")
+    assert weight.sharding.spec == jax.P(None, sharding.FSDP, "tensor")
     assert weight.addressable_shards[0].data.size * 4 == weight.size
 
 

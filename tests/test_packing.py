@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 from tiny import config
 
+from jpeglm_jax.data import packing, pipeline
 from jpeglm_jax.data.flags import flag
 from jpeglm_jax.data.pipeline import Data
+from jpeglm_jax.data.sources import open_source
 from jpeglm_jax.tokenizer import BOS, EOS, PAD
 
 COUNT = 37
@@ -29,8 +31,12 @@ def make(folder, **changes):
     return Data(dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=str(folder), **changes)))
 
 
-def batches(data, host=0, hosts=1, train=True):
-    return data.batches(data.train if train else data.held_out, data.source._root.parent / "lengths.npz", host, hosts)
+def batches(data, share=None, train=True):
+    return data.batches(data.train if train else data.held_out, data.source._root.parent / "lengths.npz", share)
+
+
+def shares(hosts):
+    return [[range(8 * host // hosts, 8 * (host + 1) // hosts)] for host in range(hosts)]
 
 
 def rows(elements):
@@ -42,12 +48,12 @@ def test_any_count_of_hosts_makes_the_same_global_batches(folder, mode):
     data = make(folder, packing=mode)
     expected = [rows([batches(data)[number]]) for number in range(9)]
     for hosts in (2, 4):
-        parts = [iter(data.iterate(batches(data, host, hosts))) for host in range(hosts)]
+        parts = [iter(data.iterate(batches(data, share))) for share in shares(hosts)]
         for number in range(5):
             np.testing.assert_array_equal(rows([next(part) for part in parts]), expected[number])
     # And a run that goes on with another count than it began with.
     for hosts in (1, 4):
-        parts = [iter(data.iterate(batches(data, host, hosts), start=5)) for host in range(hosts)]
+        parts = [iter(data.iterate(batches(data, share), start=5)) for share in shares(hosts)]
         for number in range(5, 9):
             np.testing.assert_array_equal(rows([next(part) for part in parts]), expected[number])
 
@@ -157,6 +163,61 @@ def test_a_damaged_index_is_refused(folder, damage):
         batches(make(folder))
 
 
-def test_a_batch_that_does_not_divide_over_hosts_is_refused(folder):
-    with pytest.raises(ValueError, match="8 rows does not divide over 3 hosts"):
-        batches(make(folder), hosts=3)
+@pytest.mark.parametrize("mode", ["chunks", "rows"])
+def test_a_host_may_hold_rows_that_are_apart(folder, mode):
+    data = make(folder, packing=mode)
+    whole, apart = rows([batches(data)[3]]), batches(data, [range(1, 3), range(6, 7)])[3]
+    np.testing.assert_array_equal(rows([apart]), whole[[1, 2, 6]])
+    assert apart["pictures"] >= 3
+
+
+class Flaky:
+    """A source that fails `times` times for each picture before it gives it."""
+
+    def __init__(self, source, times):
+        self.source, self.times, self.failed = source, times, {}
+
+    def __getitem__(self, index):
+        self.failed[index] = self.failed.get(index, 0) + 1
+        if self.failed[index] <= self.times:
+            raise TimeoutError("the bucket does not answer")
+        return self.source[index]
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def __len__(self):
+        return len(self.source)
+
+
+@pytest.mark.parametrize("times, lost", [(5, False), (6, True)])
+def test_a_source_that_fails_in_passing_is_asked_again_and_costs_nothing(folder, monkeypatch, caplog, times, lost):
+    expected = batches(make(folder))[0]
+    monkeypatch.setattr(pipeline, "PAUSES", (0.0,) * 5)
+    monkeypatch.setattr(pipeline, "open_source", lambda *_: Flaky(open_source(str(folder), ""), times))
+    element = batches(make(folder))[0]
+    assert element["pictures"] == expected["pictures"] > 1
+    assert element["skipped"] == (element["pictures"] if lost else 0)
+    assert ("tried 6 times: the bucket does not answer" in caplog.text) == lost
+    assert caplog.text.count("the bucket does not answer; trying again") == 5 * element["pictures"]
+    if not lost:
+        np.testing.assert_array_equal(rows([element]), rows([expected]))
+
+
+def test_too_many_unreadable_pictures_among_a_thousand_are_fatal():
+    few = packing.Unreadable(0.1)
+    for _ in range(50):
+        few.add(100, 10)
+    for count, skipped in ((101, 101), (1001, 102)):
+        with pytest.raises(RuntimeError, match=f"{skipped} of {count} pictures cannot be read.* more than 10%"):
+            packing.Unreadable(0.1).add(count, skipped)
+    few.add(990, 90)
+    with pytest.raises(RuntimeError, match="raise data.max_unreadable"):
+        few.add(1, 11)
+
+
+def test_a_source_that_is_broken_is_not_measured_to_its_end(folder):
+    (folder / "007.png").write_bytes(b"")
+    with pytest.raises(RuntimeError, match="1 of 8 pictures cannot be read"):
+        batches(make(folder, max_unreadable=0.0))
+    assert not (folder.parent / "lengths.npz").exists()

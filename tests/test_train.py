@@ -21,6 +21,8 @@ from jpeglm_jax.config import Config, MeshConfig, ModelConfig, OptimConfig
 from jpeglm_jax.evaluation.likelihood import order_0, place
 from jpeglm_jax.train import TrainState, make_state, make_step, train
 
+pytestmark = pytest.mark.usefixtures("compilations")
+
 LENGTHS = np.ones(MODEL.vocab_size, np.int32)
 
 
@@ -48,11 +50,11 @@ def assert_close(ours, theirs):
 
 
 def test_accumulation_is_the_gradient_of_the_whole_batch():
-    assert_close(one_step(accumulation=4), one_step())
+    assert_close(one_step(rows_per_device=2), one_step())
 
 
 def test_eight_devices_take_the_step_of_one():
-    assert_close(one_step(MeshConfig(data=2, fsdp=2, tensor=2), devices=8, accumulation=2), one_step())
+    assert_close(one_step(MeshConfig(data=2, fsdp=2, tensor=2), devices=8, rows_per_device=1), one_step())
 
 
 def test_z_loss_pulls_the_log_partition_to_zero():
@@ -101,8 +103,7 @@ def final(run):
     """Arrays of the newest checkpoint of a run, and its step."""
     checkpoints = Checkpoints(run)
     step = checkpoints.latest()
-    settings = checkpoints.progress(step).config
-    mesh = sharding.make_mesh(settings.mesh)
+    settings, mesh = checkpoints.progress(step).config, sharding.make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(lambda: make_state(settings))
         return jax.device_get(checkpoints.model_and_optimizer(step, *abstract, mesh)), step
@@ -140,7 +141,7 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_as_one_never_killed(tmp_p
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, compilations):
     """A run of seven steps."""
     settings = config(tmp_path_factory.mktemp("trained") / "run")
     train(settings)
@@ -192,7 +193,7 @@ def test_a_directory_of_other_things_is_not_taken_for_a_run(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     settings = config(tmp_path / "run")
     hot = dataclasses.replace(settings, optim=OptimConfig(learning_rate=1e30, warmup_steps=0))
-    with pytest.raises(metrics.TrainingError, match=r"the loss is (nan|inf) at step \d"):
+    with pytest.raises(metrics.TrainingError, match=r"gradient nan at step \d, batch \d; checkpoints are of earlier"):
         train(hot)
 
 

@@ -72,13 +72,13 @@ def bench_decode(config: Config, batches: Sequence[int], length: int, steps: int
 def _measure(
     model: Llama, tables: Tables, batch: int, length: int, steps: int, rounds: int, weights: int
 ) -> dict[str, Any]:
-    slots = generate._empty(model, batch, length)
+    slots = generate.empty_slots(model, batch, length)
 
     def loop(tables: Tables | None) -> None:
         nonlocal slots
         slots = _in_the_middle(slots, tables, length)
         # More than there are slots: that many are never done.
-        slots, _ = generate._chunk(model, tables, Sampler(), slots, np.int32(batch + 1), np.int32(steps))
+        slots, _ = generate.run_chunk(model, tables, Sampler(), slots, np.int32(batch + 1), np.int32(steps))
         jax.block_until_ready(slots.token_B)
 
     array = jnp.zeros(COPY_BYTES[jax.default_backend()] // 4)

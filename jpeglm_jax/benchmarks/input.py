@@ -9,7 +9,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,33 +51,13 @@ def bench_input(config: Config, pictures: int, rounds: int) -> dict[str, Any]:
     """
     if pictures < 2 or rounds < 1:
         raise ValueError(f"at least 2 pictures and 1 round are needed, not {pictures} and {rounds}")
-    files = list(itertools.islice(_picture_files(config), pictures))
-    if len(files) < 2:
-        raise ValueError(f"{config.data.path} has {len(files)} readable pictures; at least 2 are needed")
     with tempfile.TemporaryDirectory() as scratch, _one_core() as core:
-        model, folder = Path(scratch) / "tokenizer.model", Path(scratch) / "pictures"
-        folder.mkdir()
-        for number, file in enumerate(files):
-            (folder / f"{number:06}.jpg").write_bytes(file)  # readers go by the content, not by the name
-        data = dataclasses.replace(
-            config.data,
-            path=str(folder),
-            packing="chunks",
-            sequence_length=config.data.sequence_length or DataConfig.sequence_length,
-            holdout=1,
-            threads=1,
-            workers=0,
-        )
-        plain_config = dataclasses.replace(config, tokenizer="", data=data)
-        if config.tokenizer:
-            tokenizer.load(config.tokenizer, 256).save(model)
-        else:
-            learn_tokenizer(plain_config, len(files), VOCABULARY, model)
-        plain, plain_tokens = _ours(plain_config, Path(scratch) / "plain.npz", len(files))
-        bpe_config = dataclasses.replace(plain_config, tokenizer=str(model))
-        bpe, bpe_tokens = _ours(bpe_config, Path(scratch) / "bpe.npz", len(files))
+        scratch = Path(scratch)
+        files, plain_config, bpe_config = prepare(config, picture_files(config), pictures, scratch)
+        plain, plain_tokens = _ours(plain_config, scratch / "plain.npz", len(files))
+        bpe, bpe_tokens = _ours(bpe_config, scratch / "bpe.npz", len(files))
         passes = {"pillow": lambda: _pillow(files, config.codec), "ours, BPE": bpe, "ours, bytes": plain}
-        published, described = _published(files, config.codec, model)
+        published, described = _published(files, config.codec, Path(bpe_config.tokenizer))
         if published is not None:
             passes["published"] = published
         speeds = _in_turn(passes, rounds)
@@ -94,6 +74,45 @@ def bench_input(config: Config, pictures: int, rounds: int) -> dict[str, Any]:
     if published is not None:
         rows["ours, BPE / published (aim: at least 4)"] = speeds["ours, BPE"] / speeds["published"]
     return rows
+
+
+def prepare(config: Config, source: Iterable[bytes], pictures: int, scratch: Path) -> tuple[list[bytes], Config, Config]:
+    """Pictures in a folder under `scratch`, and configs that read them there: plain bytes, and BPE.
+
+    BPE is that of the config, or, where its tokenizer is not to be had, learned from the pictures.
+
+    Raises:
+      ValueError: fewer than two pictures.
+    """
+    files = list(itertools.islice(source, pictures))
+    if len(files) < 2:
+        raise ValueError(f"{config.data.path} has {len(files)} readable pictures; at least 2 are needed")
+    folder, model = scratch / "pictures", scratch / "tokenizer.model"
+    folder.mkdir()
+    for number, file in enumerate(files):
+        (folder / f"{number:06}.jpg").write_bytes(file)  # readers go by the content, not by the name
+    data = dataclasses.replace(
+        config.data,
+        path=str(folder),
+        packing="chunks",
+        sequence_length=config.data.sequence_length or DataConfig.sequence_length,
+        holdout=1,
+        threads=1,
+        workers=0,
+    )
+    plain = dataclasses.replace(config, tokenizer="", data=data)
+    if config.tokenizer and Path(config.tokenizer).exists():
+        tokenizer.load(config.tokenizer, 256).save(model)
+    else:
+        learn_tokenizer(plain, len(files), config.model.vocab_size or VOCABULARY, model)
+    return files, plain, dataclasses.replace(plain, tokenizer=str(model))
+
+
+def one_core(config: Config, pictures: int) -> tuple[float, float]:
+    """Pictures a second that our pipeline makes ready on one core, and the mean tokens of one; `config` as of `prepare`."""
+    run, tokens = _ours(config, Path(config.data.path).with_name("lengths.npz"), pictures)
+    with _one_core():
+        return _in_turn({"ours": run}, 1)["ours"], tokens
 
 
 def _in_turn(passes: dict[str, Pass], rounds: int) -> dict[str, float]:
@@ -166,10 +185,10 @@ def _published(files: list[bytes], codec: JpegConfig, model: Path) -> tuple[Pass
     return run, f"{type(llama).__name__} of transformers {transformers.__version__}, {kind}"
 
 
-def _picture_files(config: Config) -> Iterator[bytes]:
+def picture_files(config: Config) -> Iterator[bytes]:
     """Picture files that can be read, in the order of the source."""
     if config.data.path.startswith("builtin:"):
-        yield from map(_file, _crops(_photos()))
+        yield from map(file, _crops(_photos()))
     else:
         source = open_source(config.data.path, config.data.split)
         for index in range(len(source)):
@@ -178,10 +197,11 @@ def _picture_files(config: Config) -> Iterator[bytes]:
                 reading.load(data, config.codec.size)
             except reading.BadPicture:
                 continue
-            yield _file(Image.fromarray(data)) if isinstance(data, np.ndarray) else data
+            yield file(Image.fromarray(data)) if isinstance(data, np.ndarray) else data
 
 
-def _file(image: Image.Image) -> bytes:
+def file(image: Image.Image) -> bytes:
+    """A JPEG file of quality 90."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
     return buffer.getvalue()

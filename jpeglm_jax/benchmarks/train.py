@@ -88,7 +88,8 @@ def bench_train(config: Config, rounds: int) -> dict[str, Any]:
 
 def _products(config: Config, T: int) -> list[tuple[Callable[[], Any], int]]:
     """Functions that do one product each, forward or backward, and how often a step does it."""
-    model, parts = config.model, config.optim.accumulation
+    model = config.model
+    parts = sharding.batch_parts(config.data.batch_size, config.optim.rows_per_device, jax.sharding.get_mesh())
     rows = config.data.batch_size // parts
     D, F, N, K, H = model.width, model.mlp_width, model.heads, model.kv_heads, model.head_dim
     shapes = {  # (equation, operands): times in a layer
@@ -155,5 +156,5 @@ def _clear_when_full(device: jax.Device, rows: int, length: int) -> Iterator[Non
             raise
         raise ValueError(
             f"a step of {rows} rows of {length} tokens does not fit on {device.device_kind}: lower data.batch_size, "
-            "raise optim.accumulation, set model.remat to full, or take a smaller model"
+            "lower optim.rows_per_device, set model.remat to full, or take a smaller model"
         ) from error

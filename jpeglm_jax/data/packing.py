@@ -12,6 +12,7 @@ import io
 import json
 import sys
 import zipfile
+from collections.abc import Sequence
 
 import grain
 import numpy as np
@@ -19,7 +20,12 @@ import tqdm
 from absl import flags
 from etils import epath
 
+from jpeglm_jax import files
 from jpeglm_jax.tokenizer import PAD
+
+WINDOW = 1000
+"""Pictures among which the unreadable ones are counted."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
@@ -59,20 +65,21 @@ class Rows:
         """Rows in an epoch."""
         return len(self.selection)
 
-    def rows(self, start: int, stop: int) -> tuple[np.ndarray, int]:
-        """Rows `start` to `stop` of all epochs, int32 (stop - start, T + 1), and the number of unreadable pictures."""
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, int, int]:
+        """Rows `start` to `stop` of all epochs, int32 (stop - start, T + 1), and counts of pictures: all, and unreadable."""
         rows = np.full((stop - start, self.sequence_length + 1), PAD, np.int32)
-        skipped = 0
+        count = skipped = 0
         for row, number in zip(rows, range(start, stop)):
             epoch, position = divmod(number, len(self))
             if epoch and not self.selection.train:
                 break
             tokens = self.pictures[int(self.selection.index(epoch, position))]
+            count += 1
             if tokens is None:
                 skipped += 1
             else:
                 row[: len(tokens)] = tokens[: len(row)]
-        return rows, skipped
+        return rows, count, skipped
 
 
 class Chunks:
@@ -94,17 +101,17 @@ class Chunks:
         """Rows in an epoch, a last part counted whole."""
         return -(-self.epoch_tokens // self.sequence_length)
 
-    def rows(self, start: int, stop: int) -> tuple[np.ndarray, int]:
-        """Rows `start` to `stop` of all epochs, int32 (stop - start, T + 1), and the number of unreadable pictures."""
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, int, int]:
+        """Rows `start` to `stop` of all epochs, int32 (stop - start, T + 1), and counts of pictures: all, and unreadable."""
         T = self.sequence_length
         # One token more than the rows hold: the target of the last.
-        stream, skipped = self._read(start * T, stop * T + 1)
-        return np.lib.stride_tricks.sliding_window_view(stream, T + 1)[::T], skipped
+        stream, count, skipped = self._read(start * T, stop * T + 1)
+        return np.lib.stride_tricks.sliding_window_view(stream, T + 1)[::T], count, skipped
 
-    def _read(self, start: int, stop: int) -> tuple[np.ndarray, int]:
+    def _read(self, start: int, stop: int) -> tuple[np.ndarray, int, int]:
         """Tokens `start` to `stop` of the concatenation of all epochs."""
         tokens = np.full(stop - start, PAD, np.int32)
-        skipped, place = 0, start
+        count, skipped, place = 0, 0, start
         while place < stop:
             epoch, offset = divmod(place, self.epoch_tokens)
             if epoch and not self.selection.train:
@@ -115,12 +122,13 @@ class Chunks:
             begin = place - (offset - (int(ends[position]) - length))
             picture = self.pictures[int(indices[position])]
             end = min(begin + length, stop)
+            count += 1
             if picture is not None and len(picture) == length:
                 tokens[place - start : end - start] = picture[place - begin : end - begin]
             else:
                 skipped += 1
             place = end
-        return tokens, skipped
+        return tokens, count, skipped
 
     def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Of an epoch, the index of each picture in turn, and the token after each one's last."""
@@ -135,14 +143,13 @@ class Batches(grain.MapDataset):
     """Global batch after global batch, of which each host makes its own rows only.
 
     An element is a dict of `inputs` and `targets`, int32 (rows of this host, T), the target of a position being the token after
-    its input, and `skipped`, the number of pictures in it that could not be read.
+    its input; `pictures`, the number of pictures that it took; and `skipped`, how many of them could not be read.
     """
 
-    def __init__(self, packing: Rows | Chunks, batch_size: int, host: int, hosts: int):
+    def __init__(self, packing: Rows | Chunks, batch_size: int, share: Sequence[range]):
+        """`share` is what this host makes of the rows 0 to `batch_size` of each global batch."""
         super().__init__(packing.pictures)
-        if batch_size % hosts:
-            raise ValueError(f"a batch of {batch_size} rows does not divide over {hosts} hosts; change data.batch_size")
-        self.packing, self.batch_size, self.host, self.share = packing, batch_size, host, batch_size // hosts
+        self.packing, self.batch_size, self.share = packing, batch_size, share
 
     def __len__(self) -> int:
         return sys.maxsize if self.packing.selection.train else -(-len(self.packing) // self.batch_size)
@@ -150,9 +157,11 @@ class Batches(grain.MapDataset):
     def __getitem__(self, number):
         if isinstance(number, slice):
             return self.slice(number)
-        first = number * self.batch_size + self.host * self.share
-        rows, skipped = self.packing.rows(first, first + self.share)
-        return {"inputs": rows[:, :-1], "targets": rows[:, 1:], "skipped": skipped}
+        first = number * self.batch_size
+        parts = [self.packing.rows(first + part.start, first + part.stop) for part in self.share]
+        rows = np.concatenate([rows for rows, _, _ in parts])
+        count, skipped = (sum(part[i] for part in parts) for i in (1, 2))
+        return {"inputs": rows[:, :-1], "targets": rows[:, 1:], "pictures": count, "skipped": skipped}
 
 
 class Lengths(grain.MapDataset):
@@ -168,11 +177,42 @@ class Lengths(grain.MapDataset):
         return 0 if tokens is None else len(tokens)
 
 
-def measure(pictures: grain.MapDataset, threads: int, workers: int) -> np.ndarray:
-    """Reads every picture once, with a progress bar; returns the tokens of each, int32 (pictures,)."""
-    lengths = iterate(Lengths(pictures), threads, workers)
-    progress = tqdm.tqdm(lengths, "measuring", len(pictures), unit=" pictures")
-    return np.fromiter(progress, np.int32, len(pictures))
+class Unreadable:
+    """Counts pictures, and refuses to go on where too many cannot be read: then it is the source that is broken."""
+
+    def __init__(self, allowed: float):
+        """`allowed` is the part of each WINDOW pictures, one after the other, that may be unreadable."""
+        self.allowed, self.count, self.skipped = allowed, 0, 0
+
+    def add(self, count: int, skipped: int) -> None:
+        """Takes `count` more pictures, of which `skipped` could not be read.
+
+        Raises:
+          RuntimeError: with them there are too many.
+        """
+        self.count, self.skipped = self.count + count, self.skipped + skipped
+        if self.skipped > self.allowed * max(self.count, WINDOW):
+            raise RuntimeError(
+                f"{self.skipped} of {self.count} pictures cannot be read, the log says why for each; that is more than "
+                f"{self.allowed:.0%} of {max(self.count, WINDOW)}: see to the source, or raise data.max_unreadable"
+            )
+        if self.count >= WINDOW:
+            self.count = self.skipped = 0
+
+
+def measure(pictures: grain.MapDataset, threads: int, workers: int, allowed: float) -> np.ndarray:
+    """Reads every picture once, with a progress bar; returns the tokens of each, int32 (pictures,).
+
+    Raises:
+      RuntimeError: more of them are unreadable than the part `allowed`, as `Unreadable` counts.
+    """
+    unreadable = Unreadable(allowed)
+    lengths = np.empty(len(pictures), np.int32)
+    measured = iterate(Lengths(pictures), threads, workers)
+    for index, length in enumerate(tqdm.tqdm(measured, "measuring", len(pictures), unit=" pictures")):
+        lengths[index] = length
+        unreadable.add(1, length == 0)
+    return lengths
 
 
 def iterate(dataset: grain.MapDataset, threads: int, workers: int) -> grain.IterDataset:
@@ -188,13 +228,9 @@ def iterate(dataset: grain.MapDataset, threads: int, workers: int) -> grain.Iter
 
 def save_lengths(path: epath.PathLike, lengths: np.ndarray, identity: dict[str, str]) -> None:
     """Writes lengths, and what they are lengths of, whole or not at all."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez(buffer, lengths=lengths, identity=json.dumps(identity))
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(buffer.getvalue())
-    part.replace(path)
+    files.write(path, buffer.getvalue())
 
 
 def load_lengths(path: epath.PathLike, identity: dict[str, str]) -> np.ndarray:

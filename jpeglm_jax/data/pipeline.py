@@ -3,6 +3,9 @@
 import dataclasses
 import functools
 import logging
+import random
+import time
+from collections.abc import Sequence
 
 import grain
 import numpy as np
@@ -57,15 +60,20 @@ class Data:
         return self.symbols[int(selection.index(0, position))]
 
     def batches(
-        self, selection: packing.Selection, lengths_path: epath.PathLike, host: int = 0, hosts: int = 1
+        self, selection: packing.Selection, lengths_path: epath.PathLike, share: Sequence[range] | None = None
     ) -> packing.Batches:
-        """Batches of a selection by number; measures the pictures first if they are to be cut in chunks and were not yet."""
+        """Batches of a selection by number; measures the pictures first if they are to be cut in chunks and were not yet.
+
+        Args:
+          share: the rows of each batch that are made; None makes all.
+        """
         T = self.config.sequence_length
         if self.config.packing == "rows":
             packed = packing.Rows(self.tokens, selection, T)
         else:
             packed = packing.Chunks(self.tokens, selection, T, self.lengths(lengths_path))
-        return packing.Batches(packed, self.config.batch_size, host, hosts)
+        batch_size = self.config.batch_size
+        return packing.Batches(packed, batch_size, [range(batch_size)] if share is None else share)
 
     def iterate(self, batches: packing.Batches, start: int = 0) -> grain.IterDataset:
         """Batches from number `start` on, made ahead of time by threads or worker processes."""
@@ -90,11 +98,24 @@ class Data:
     def lengths(self, path: epath.PathLike) -> np.ndarray:
         """Tokens of each picture, int32 (pictures,), from the index at `path`, which is made if it is missing."""
         if not epath.Path(path).exists():
-            lengths = packing.measure(self.tokens, self.config.threads, self.config.workers)
-            if unreadable := int((lengths == 0).sum()):
-                log.warning("%d of %d pictures cannot be read and are left out", unreadable, len(lengths))
-            packing.save_lengths(path, lengths, self.identity())
+            self.save_lengths(path, self.measure(0, len(self.source)))
         return packing.load_lengths(path, self.identity())
+
+    def measure(self, start: int, stop: int) -> np.ndarray:
+        """Tokens of some pictures, int32 (stop - start,), from reading them.
+
+        Raises:
+          RuntimeError: too many are unreadable; see `data.max_unreadable`.
+        """
+        return packing.measure(
+            self.tokens[start:stop], self.config.threads, self.config.workers, self.config.max_unreadable
+        )
+
+    def save_lengths(self, path: epath.PathLike, lengths: np.ndarray) -> None:
+        """Makes the index at `path` of the tokens of all pictures."""
+        if unreadable := int((lengths == 0).sum()):
+            log.warning("%d of %d pictures cannot be read and are left out", unreadable, len(lengths))
+        packing.save_lengths(path, lengths, self.identity())
 
     def identity(self) -> dict[str, str]:
         """What decides which tokens stand where; a run is continued only on the same."""
@@ -105,6 +126,10 @@ class Data:
         }
 
 
+PAUSES = 0.5, 1.0, 2.0, 4.0, 8.0
+"""Seconds before a source is asked again for a picture that it failed to give, up to twice as long each."""
+
+
 class ReadPicture:
     """Index to uint8 (size, size, 3), or None, logged, for a picture that cannot be read."""
 
@@ -113,10 +138,24 @@ class ReadPicture:
 
     def __call__(self, index: int) -> np.ndarray | None:
         try:
-            return pictures.load(self.source[index], self.size)
+            return pictures.load(self._fetch(index), self.size)
         except pictures.BadPicture as error:
             log.warning("skipped %s: %s", self.source.name(index), error)
             return None
+
+    def _fetch(self, index: int) -> bytes | np.ndarray:
+        """What the source has; what it says of itself is bad is final, all other failures may be passing ones."""
+        for pause in (*PAUSES, None):
+            try:
+                return self.source[index]
+            except pictures.BadPicture:
+                raise
+            except Exception as error:  # network file systems raise nearly any type
+                reason = " ".join(str(error).split()) or type(error).__name__
+                if pause is None:
+                    raise pictures.BadPicture(f"cannot be read, tried {1 + len(PAUSES)} times: {reason}") from error
+                log.warning("%s: %s; trying again", self.source.name(index), reason)
+                time.sleep(pause * random.uniform(1, 2))  # not all hosts at once
 
 
 def learn_tokenizer(config: Config, pictures: int, vocab_size: int, path: epath.PathLike) -> tuple[tokenizer.Bpe, float]:

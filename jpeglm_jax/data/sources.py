@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -26,7 +26,7 @@ class Source(Protocol):
         """A picture file's bytes or uint8 (height, width, 3): what `pictures.load` takes.
 
         Raises:
-          BadPicture: the file cannot be read.
+          BadPicture: the file cannot be read, and never will. Whatever else it raises may pass: it is asked again.
         """
 
     def name(self, index: int) -> str:
@@ -84,7 +84,7 @@ class Folder:
     def __getitem__(self, index: int) -> bytes:
         try:
             return (self._root / self.name(index)).read_bytes()
-        except OSError as error:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
             raise BadPicture(f"cannot be read: {error.strerror or error}") from error
 
     def name(self, index: int) -> str:
@@ -116,10 +116,7 @@ class ArrayRecords:
         return len(self._records)
 
     def __getitem__(self, index: int) -> bytes:
-        try:
-            return self._records[index]
-        except (RuntimeError, ValueError, OSError) as error:
-            raise BadPicture(f"cannot be read: {_first_line(error)}") from error
+        return _read_record(self._records, index)
 
     def name(self, index: int) -> str:
         return f"record {index} of {self._pattern}"
@@ -157,7 +154,7 @@ class Tfds:
         return len(self._records)
 
     def __getitem__(self, index: int) -> bytes:
-        return self._records[index]["image"]
+        return _read_record(self._records, index)["image"]
 
     def name(self, index: int) -> str:
         return f"picture {index} of tfds:{self._name}, split {self._split}"
@@ -191,6 +188,15 @@ def _picture_names(root: epath.Path) -> Iterator[str]:
         if not any(part.startswith(".") for part in parts):
             pictures = (file for file in files if file.lower().endswith(_ENDINGS) and not file.startswith("."))
             yield from ("/".join((*parts, file)) for file in pictures)
+
+
+def _read_record(records: Any, index: int) -> Any:
+    try:
+        return records[index]
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, RuntimeError) and "corrupted" not in str(error).lower():
+            raise  # not a matter of what is in the file: the reader has one type for everything
+        raise BadPicture(f"cannot be read: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

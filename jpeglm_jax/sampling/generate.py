@@ -106,7 +106,7 @@ def write(
     """
     spare = [_spare(request, tables) for request in requests]
     mesh = jax.sharding.get_mesh()
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = sharding.batch_shards(mesh)
 
     def in_shards(rows: int) -> int:
         return -(-rows // shards) * shards
@@ -116,7 +116,7 @@ def write(
     model = in_dtype(model)
     tables = jax.device_put(tables, NamedSharding(mesh, P()))
     longest = max(request.limit for request in requests)
-    state = _empty(model, count, -(-longest // MULTIPLE) * MULTIPLE)
+    state = empty_slots(model, count, -(-longest // MULTIPLE) * MULTIPLE)
     waiting, running = list(range(len(requests)))[::-1], {}
     written = [request.prompt for request in requests]
     while waiting or running:
@@ -126,7 +126,7 @@ def write(
             state = _admit(model, tables, sampler, state, _rows(requests, spare, entering, group, count))
             running |= entering
         enough = min(group, len(waiting)) if waiting else count
-        state, report = _chunk(model, tables, sampler, state, np.int32(enough), np.int32(min(chunk, CHUNK)))
+        state, report = run_chunk(model, tables, sampler, state, np.int32(enough), np.int32(min(chunk, CHUNK)))
         tokens_BC, removed_B, steps = jax.device_get(report)
         changed = {}
         for slot, number in list(running.items()):
@@ -185,7 +185,7 @@ REPLICATED = Slots.layout(P(), sharding.LRKTH)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _empty(model: Llama, count: int, length: int) -> Slots:
+def empty_slots(model: Llama, count: int, length: int) -> Slots:
     """Slots of which none is in use, with a cache of `length` positions."""
     numbers = jnp.zeros(count, jnp.int32, out_sharding=P(sharding.BATCH))
     vectors = dict.fromkeys(Slots._fields[:-1], numbers)
@@ -251,7 +251,7 @@ def _admit(model: Llama, tables: Tables | None, sampler: Sampler, slots: Slots, 
 
 
 @functools.partial(jax.jit, static_argnames="sampler", donate_argnames="slots")
-def _chunk(
+def run_chunk(
     model: Llama, tables: Tables | None, sampler: Sampler, slots: Slots, enough: Array, most: Array
 ) -> tuple[Slots, tuple[Array, Array, Array]]:
     """Steps until `enough` slots are done, at most `most`, which is at most CHUNK.

@@ -1,0 +1,1 @@
+"""Whether a run fits a slice of TPUs, found out without one."""
