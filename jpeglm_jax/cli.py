@@ -10,7 +10,7 @@ import os
 import runpy
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -192,6 +192,50 @@ class Check:
 
 
 @dataclasses.dataclass
+class Import:
+    """Makes a run of a Hugging Face Llama, like the published weights: `jpeglm import SOURCE RUN`.
+
+    The run can be sampled, evaluated and trained on: `jpeglm train RUN --data.path FOLDER` begins with a fresh optimizer.
+    """
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    """A directory, or a name on the Hugging Face hub: uwnlp/jpeg-lm-reimplementation."""
+    run: RunOf
+    """Directory of the new run."""
+    codec: JpegConfig = JpegConfig()
+    """Of its pictures, where the source does not say; the defaults are the paper's."""
+
+    def __call__(self) -> None:
+        from jpeglm_jax import tables
+        from jpeglm_jax.hf import import_run
+
+        tables.show(f"import of {self.source}", list(import_run(self.source, self.run, self.codec).items()))
+
+
+@dataclasses.dataclass
+class Export:
+    """Writes a run as a Hugging Face Llama that transformers and vLLM load: `jpeglm export RUN DIRECTORY`."""
+
+    run: RunOf
+    """Directory of a run, or of one of its checkpoints."""
+    directory: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIRECTORY")]
+    """To be written: safetensors, config, tokenizer, model card."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the weights; None leaves them as they are."""
+
+    def __call__(self) -> None:
+        from jpeglm_jax import distributed
+
+        first = distributed.initialize()
+        from jpeglm_jax import tables
+        from jpeglm_jax.hf import export_run
+
+        rows = export_run(self.run, self.directory, self.dtype)
+        if first:
+            tables.show(f"export of {self.run}", list(rows.items()))
+
+
+@dataclasses.dataclass
 class Preflight:
     """Compiles a run for slices of TPUs without having any: `jpeglm preflight CONFIG --topology v5e-64 v6e-64`.
 
@@ -291,6 +335,8 @@ COMMANDS = {
     "tokenizer": Tokenizer,
     "index": Index,
     "check": Check,
+    "import": Import,
+    "export": Export,
     "preflight": Preflight,
     "bench input": BenchInput,
     "bench train": BenchTrain,

@@ -18,7 +18,7 @@ from jpeglm_jax import config as configs
 from jpeglm_jax import files, sharding
 from jpeglm_jax.checkpoints import Checkpoints
 from jpeglm_jax.config import Config
-from jpeglm_jax.model import Llama
+from jpeglm_jax.model import Llama, in_dtype
 from jpeglm_jax.tokenizer import Bpe, Symbols
 
 CONFIG, TOKENIZER, LENGTHS = "config.json", "tokenizer.model", "lengths.npz"
@@ -29,6 +29,9 @@ CHANGEABLE = (
 )  # fmt: skip
 """Fields, and groups of them, that may differ when a run is continued: they decide how and how long, not what. (That the
 tokenizer is the same is checked by its content.)"""
+
+OPEN = ("data.", "optim.", "model.dtype")
+"""Fields that may differ too as long as an imported model was not trained on."""
 
 
 def read(run: epath.PathLike) -> Config:
@@ -99,12 +102,19 @@ def check_fits(config: Config, stored: Config) -> None:
     Raises:
       ValueError: it may not; the message names the fields that differ.
     """
+    changeable = CHANGEABLE + OPEN if _untrained(stored.run) else CHANGEABLE
     differing = {
-        name: values for name, values in configs.differences(config, stored).items() if not name.startswith(CHANGEABLE)
+        name: values for name, values in configs.differences(config, stored).items() if not name.startswith(changeable)
     }
     if differing:
         fields = "; ".join(f"{name} is {ours!r}, was {theirs!r}" for name, (ours, theirs) in differing.items())
         raise ValueError(f"{config.run} was begun with other settings ({fields}): begin a new run with --run, or set them back")
+
+
+def _untrained(run: epath.PathLike) -> bool:
+    """Whether a run has no other checkpoint than the one that it was imported as."""
+    checkpoints = epath.Path(run) / "checkpoints"
+    return any(checkpoints.glob("*/model")) and not any(checkpoints.glob("*/optimizer"))
 
 
 def of_checkpoint(path: epath.PathLike) -> tuple[epath.Path, int | None]:
@@ -116,7 +126,7 @@ def of_checkpoint(path: epath.PathLike) -> tuple[epath.Path, int | None]:
 
 
 def load_model(run: epath.PathLike) -> tuple[Config, Llama, Mesh, int]:
-    """The newest model of a run, on all devices, its config, mesh and step.
+    """The newest model of a run, on all devices, its config, mesh and step, its matrices in the type that they are used in.
 
     Args:
       run: or one of its checkpoints, RUN/checkpoints/STEP, whose model is then meant.
@@ -134,5 +144,5 @@ def load_model(run: epath.PathLike) -> tuple[Config, Llama, Mesh, int]:
     # Not the mesh of the training: what writes one token at a time wants its weights where they are used.
     mesh = sharding.make_mesh(sharding.decode_mesh(config.model, jax.device_count()))
     with jax.set_mesh(mesh):
-        abstract = jax.eval_shape(lambda: Llama(config.model, nnx.Rngs(0)))
+        abstract = jax.eval_shape(lambda: in_dtype(Llama(config.model, nnx.Rngs(0))))
         return config, checkpoints.model(step, abstract, mesh), mesh, step

@@ -67,6 +67,24 @@ class Symbols:
     def save(self, path: epath.PathLike) -> None:
         """Writes nothing: `load("", alphabet_size)` needs no file."""
 
+    def published(self) -> bytes:
+        """A SentencePiece model that gives the same ids to the text of a picture: no pairs, no dummy prefix.
+
+        Where the symbols are bytes.
+        """
+        model = sentencepiece_model_pb2.ModelProto()
+        kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+        for piece, kind in (("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)):
+            model.pieces.add(piece=piece, score=0, type=kind)
+        for byte in range(self.alphabet_size):
+            model.pieces.add(piece=chr(0x2800 + byte), score=-byte, type=kinds.NORMAL)
+        model.trainer_spec.model_type = sentencepiece_model_pb2.TrainerSpec.BPE
+        model.trainer_spec.vocab_size = self.vocab_size
+        model.normalizer_spec.name = "identity"
+        model.normalizer_spec.add_dummy_prefix = False
+        model.normalizer_spec.remove_extra_whitespaces = False
+        return model.SerializeToString()
+
 
 class Bpe:
     """Byte pairs, from a SentencePiece model in the published format."""
@@ -128,6 +146,10 @@ class Bpe:
         reads it too and gives the ids of `encode` without EOS.
         """
         files.write(path, self._model)
+
+    def published(self) -> bytes:
+        """The SentencePiece model, as it was read."""
+        return self._model
 
 
 def load(path: str, alphabet_size: int) -> Symbols | Bpe:

@@ -131,7 +131,7 @@ def train(config: Config) -> None:
                     abstract = jax.eval_shape(lambda: make_state(config))
                     state = TrainState(*checkpoints.model_and_optimizer(first, *abstract, mesh))
                 else:
-                    state = jax.jit(lambda: make_state(config))()
+                    state = _begin(checkpoints, config, mesh)
                 try:
                     with distributed.alone(unless=metrics.BadStep):
                         return _loop(config, data, *batches, checkpoints, preemption, first, progress, state)
@@ -161,7 +161,7 @@ class Preempted(SystemExit):
 def _newest(checkpoints: Checkpoints, config: Config, data: Data) -> tuple[int, Progress]:
     """Step of the newest checkpoint and what it holds besides arrays, or those of the beginning."""
     step = checkpoints.latest()
-    if step is None:
+    if not step:  # an imported model is step 0, of no batch
         return 0, Progress(config, next_batch=0, identity=data.identity())
     progress = checkpoints.progress(step)
     runs.check_fits(config, progress.config)
@@ -188,6 +188,15 @@ def _measure(data: Data, path: epath.Path) -> None:
     with distributed.together():
         if jax.process_index() == 0:
             data.save_lengths(path, every)
+
+
+def _begin(checkpoints: Checkpoints, config: Config, mesh: Mesh) -> TrainState:
+    """The state before the first step; an imported model is the checkpoint of step 0, without an optimizer."""
+    if checkpoints.latest() is None:
+        return jax.jit(lambda: make_state(config))()
+    log.info("%s begins with the model that was imported", config.run)
+    model = checkpoints.model(0, jax.eval_shape(lambda: make_state(config)).model, mesh)
+    return TrainState(model, jax.jit(optim.make_optimizer(config.optim, config.train.steps).init)(model))
 
 
 def _loop(

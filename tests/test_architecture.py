@@ -34,13 +34,15 @@ ALLOWED = {
     "checkpoints": "config",
     "runs": "config files sharding model tokenizer checkpoints",
     # what is done with them
+    "hf": "config codecs tokenizer sharding model checkpoints runs",
     "sampling": "config codecs grammar tokenizer data sharding attention model runs",
     "evaluation": "config codecs grammar tokenizer data sharding model loss metrics runs sampling",
     "train": "config codecs grammar tokenizer data sharding distributed model loss optim metrics checkpoints runs sampling "
     "evaluation",
-    "benchmarks": "config codecs grammar tokenizer data sharding attention model metrics runs sampling evaluation train",
+    "benchmarks": "config codecs grammar tokenizer data sharding attention model metrics runs hf sampling evaluation train",
     "preflight": "config codecs grammar tokenizer data sharding model metrics sampling train benchmarks",
-    "cli": "config codecs grammar tokenizer data distributed model tables runs sampling evaluation train benchmarks preflight",
+    "cli": "config codecs grammar tokenizer data distributed model tables runs hf sampling evaluation train "
+    "benchmarks preflight",
 }
 
 WITHOUT_JAX = ("config", "files", "codecs", "tokenizer", "grammar", "tables")

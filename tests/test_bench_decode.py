@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from tiny import MODEL, config, model
 
-from jpeglm_jax.benchmarks.decode import bench_decode, to_transformers
+from jpeglm_jax.benchmarks.decode import bench_decode
+from jpeglm_jax.hf import to_transformers
 
 
 def test_rows_for_each_batch(tmp_path):

@@ -11,6 +11,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from jpeglm_jax.data import flags
+from jpeglm_jax.hf import export_run
 from jpeglm_jax.train import train
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "sample.ipynb"
@@ -36,16 +37,19 @@ def test_the_notebook_samples_from_nothing_and_from_a_picture(notebook, tmp_path
     # Rows, because chunks of the 50,000 flags would have them all measured first.
     rows, step = dataclasses.replace(config.data, packing="rows"), dataclasses.replace(config.train, steps=1)
     train(dataclasses.replace(config, data=rows, train=step))
+    export_run(str(tmp_path / "run" / "checkpoints" / "1"), str(tmp_path / "weights"), "bfloat16")
     Image.fromarray(flags.flag(3, 48)).save(tmp_path / "flag.png")
 
     notebook.cells.remove(cell(notebook, "install"))
     parameters = cell(notebook, "parameters")
     names = {line.split(" = ")[0] for line in parameters.source.splitlines() if " = " in line}
     values = {
-        "RUN": str(tmp_path / "run" / "checkpoints" / "1"),
+        "RUN": str(tmp_path / "imported"),
+        "SOURCE": str(tmp_path / "weights"),
         "OUT": str(tmp_path / "out"),
         "COUNT": 2,
         "SEED": 5,
+        "MAX_TOKENS": 500,
         "TEMPERATURE": 0.8,
         "TOP_P": 0.9,
         "PROMPT": str(tmp_path / "flag.png"),

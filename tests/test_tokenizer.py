@@ -103,6 +103,15 @@ def test_the_file_has_the_published_layout(path, bpe, photos):
     assert sum(piece in pieces[3:63] for piece in (chr(0x28FF) + chr(0x28D0 + index) for index in range(8))) == 8
 
 
+@pytest.mark.parametrize("content", [[], [0x28], [0x20, 0xFF, 0xD8], range(256)])
+def test_plain_bytes_have_a_model_of_the_published_kind_with_the_same_ids(content):
+    plain, symbols = Symbols(256), np.array(content, np.uint8)
+    model = sentencepiece.SentencePieceProcessor(model_proto=plain.published())
+    assert model.vocab_size() == plain.vocab_size and (model.bos_id(), model.eos_id()) == (BOS, EOS)
+    text = "".join(chr(byte + 10240) for byte in symbols.tolist())
+    assert [BOS, *model.encode(text)] == plain.encode(symbols, eos=False).tolist()
+
+
 @pytest.mark.parametrize("size", [48, 256])
 def test_transformers_reads_the_file_and_gives_our_ids(photos, tmp_path, size):
     transformers = pytest.importorskip("transformers")
@@ -136,7 +145,7 @@ def test_a_tokenizer_can_be_saved_and_sent_to_another_process(bpe, photos, tmp_p
     Symbols(256).save(tmp_path / "plain.model")
     assert not (tmp_path / "plain.model").exists()
     for copy in (pickle.loads(pickle.dumps(bpe)), tokenizer.load(str(tmp_path / "copy.model"), 256)):
-        assert copy.fingerprint() == bpe.fingerprint()
+        assert copy.fingerprint() == bpe.fingerprint() and copy.published() == bpe.published()
         assert np.array_equal(copy.encode(photos[0]), bpe.encode(photos[0]))
 
 

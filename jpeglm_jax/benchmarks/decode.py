@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from jpeglm_jax import codecs, sharding, tokenizer
+from jpeglm_jax import codecs, hf, sharding, tokenizer
 from jpeglm_jax.config import Config, MeshConfig
 from jpeglm_jax.grammar.tokens import Tables
 from jpeglm_jax.model import Llama, in_dtype
@@ -132,7 +132,7 @@ def _transformers(model: Llama, batch: int, length: int, steps: int, ours: float
         return {name: "torch and transformers are not installed"}
     import torch
 
-    theirs = to_transformers(model)
+    theirs = hf.to_transformers(model)
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     prompt = torch.randint(tokenizer.SPECIALS, model.config.vocab_size, (batch, length // 2), device=device)
 
@@ -151,65 +151,3 @@ def _transformers(model: Llama, batch: int, length: int, steps: int, ours: float
     except torch.OutOfMemoryError:
         return {name: "transformers does not fit on the device"}
     return {name: ours * seconds / (batch * steps)}
-
-
-def to_transformers(model: Llama):
-    """A `transformers.LlamaForCausalLM` with the same weights, on the CPU.
-
-    Raises:
-      ValueError: query and key norms, which that architecture does not have.
-    """
-    import torch
-    import transformers
-
-    config = model.config
-    if config.qk_norm:
-        raise ValueError("model.qk_norm has no counterpart in transformers' Llama: bench a config without it")
-    theirs = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.width,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            intermediate_size=config.mlp_width,
-            rms_norm_eps=config.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            tie_word_embeddings=config.tied,
-            max_position_embeddings=2**17,
-            dtype=config.dtype,
-        )
-    ).to(getattr(torch, config.dtype))
-    attention, mlp, blocks = model.blocks.attention, model.blocks.mlp, model.blocks
-    by_layer = {  # name: weight with a leading layer dim, and the number of its input dims after that
-        "self_attn.q_proj": (attention.q_DNH, 1),
-        "self_attn.k_proj": (attention.k_DKH, 1),
-        "self_attn.v_proj": (attention.v_DKH, 1),
-        "self_attn.o_proj": (attention.o_NHD, 2),
-        "mlp.gate_proj": (mlp.gate_DF, 1),
-        "mlp.up_proj": (mlp.up_DF, 1),
-        "mlp.down_proj": (mlp.down_FD, 1),
-        "input_layernorm": (blocks.attention_norm.scale, 1),
-        "post_attention_layernorm": (blocks.mlp_norm.scale, 1),
-    }
-    weights = {"model.embed_tokens": model.embed_VD[...].T, "model.norm": model.norm.scale[...]}
-    if model.head_DV is not None:
-        weights["lm_head"] = model.head_DV[...]
-    with torch.no_grad():
-        for name, (stacked, inputs) in by_layer.items():
-            for layer in range(config.layers):
-                weight = stacked[...][layer]
-                flat = weight.reshape(int(np.prod(weight.shape[:inputs])), -1) if weight.ndim > 1 else weight
-                _fill(theirs, f"model.layers.{layer}.{name}", flat)
-        for name, weight in weights.items():
-            _fill(theirs, name, weight)
-    return theirs
-
-
-def _fill(module, name: str, weight: Array) -> None:
-    """Puts an (inputs, outputs) matrix, or a vector, where PyTorch has (outputs, inputs)."""
-    import torch
-
-    target = module.get_submodule(name).weight
-    target.copy_(torch.from_numpy(np.array(weight.T, np.float32)))
