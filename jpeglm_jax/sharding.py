@@ -99,8 +99,9 @@ def gather(weight: Array, dtype: str) -> Array:
 
     One axis after the other, so that each gradient can be reduce-scattered along a dim of the torus.
     """
-    # The barrier keeps the compiler from casting the weights of all layers ahead of the loop over them.
-    weight = jax.lax.optimization_barrier(weight).astype(dtype)
+    if weight.dtype != dtype:
+        # The barrier keeps the compiler from casting the weights of all layers ahead of the loop over them.
+        weight = jax.lax.optimization_barrier(weight).astype(dtype)
     for axis in ("data", *reversed(FSDP)):
         spec = jax.typeof(weight).sharding.spec
         weight = jax.reshard(weight, P(*(_without(axis, axes) for axes in spec.partitions), reduced=spec.reduced | {axis}))

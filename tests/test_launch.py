@@ -106,6 +106,8 @@ class Machine:
 
     def popen(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen:
         command = [str(self.checkout / "launch" / script), *arguments]
+        # Bash cannot trap what it was started with ignoring, as jobs in the background ignore SIGINT.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         return subprocess.Popen(command, env=self.environment | environment, stderr=subprocess.PIPE, text=True)
 
     def calls(self, *programs: str) -> list[list[str]]:

@@ -19,7 +19,7 @@ from test_train import assert_equal, final
 from tiny import config
 
 from jpeglm_jax import config as configs
-from jpeglm_jax import distributed, files, metrics, runs
+from jpeglm_jax import distributed, files, metrics, runs, sharding
 from jpeglm_jax import train as training
 from jpeglm_jax.checkpoints import Checkpoints
 from jpeglm_jax.config import MeshConfig, OptimConfig
