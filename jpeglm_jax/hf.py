@@ -292,7 +292,7 @@ def _folder(source: str) -> Path:
     if Path(source).is_dir():
         return Path(source)
     hub = _library("huggingface_hub")
-    hub.utils.logging.set_verbosity_error()  # or it says twice each time that it tries again
+    _library("huggingface_hub.utils.logging").set_verbosity_error()  # or it says twice each time that it tries again
     try:
         names = hub.list_repo_files(source)
         weights = "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "pytorch_model*.bin"

@@ -532,3 +532,13 @@ def test_a_name_that_is_no_directory_is_looked_for_on_the_hub(tmp_path, monkeypa
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: asked.update(options) or str(folder))
     assert "vocabulary of 320, tokenizer.model of 259" in fails("import", "someone/something", tmp_path / "run")
     assert "pytorch_model*.bin" in asked["allow_patterns"] and "*.safetensors" not in asked["allow_patterns"]
+
+
+def test_without_the_hub_the_command_says_so_in_one_line(tmp_path):
+    # A process of its own: here, transformers has loaded all of the hub's library.
+    program = "import sys; from jpeglm_jax.cli import main; main(['import', 'someone/something', sys.argv[1]])"
+    command = [sys.executable, "-c", program, str(tmp_path / "run")]
+    done = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("jpeglm: error: someone/something is no directory, and not to be had from the Hugging Face hub")
+    assert done.stderr.count("\n") == 1
