@@ -3,8 +3,9 @@
     jpeglm train configs/jpeglm_7b_v6e_64.py --data.path ... --run gs://BUCKET/runs/7b     # on every host; or this, on none:
     launch/tpu_vm.sh supervise jpeglm-7b --type v6e-64 configs/jpeglm_7b_v6e_64.py --data.path ... --run gs://BUCKET/runs/7b
 
-Kept of each layer: its input, queries, keys and values, what attention gave, and the sum after it. The scheduler is held to 55 %
-of the HBM (`xla_tpu_scheduler_percent_shared_memory_limit`). Preflight (libtpu 0.0.42.1): V6E
+Kept of each layer: its input, queries, keys and values, what attention gave, and the sum after it. Holding the scheduler to a
+part of the HBM, as the presets of v5e do, makes the compiler's estimate 3 % worse here. Preflight (libtpu 0.0.42.1): 21.8 of
+31.25 GiB, MFU at most 51 %, 6,855 chip-hours at 50 %: 4.5 days.
 """
 
 import dataclasses
@@ -16,5 +17,4 @@ config = dataclasses.replace(
     base,
     run="runs/jpeglm_7b_v6e_64",
     model=dataclasses.replace(base.model, remat="qkv"),
-    train=dataclasses.replace(base.train, compiler_options="xla_tpu_scheduler_percent_shared_memory_limit=55"),
 )

@@ -1,6 +1,5 @@
 """Rules on a vocabulary of five, and the loop against the model without a cache."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_preflight import has_compiler
 from tiny import MODEL, model
 
 from jpeglm_jax import sharding
@@ -158,10 +158,9 @@ def test_a_prompt_that_fills_the_budget_is_refused(one_device):
 
 
 @pytest.mark.slow
+@has_compiler
 def test_no_second_copy_of_the_cache_on_tpu():
     """By the TPU's compiler, for the 7B: temporary memory of the loop and of a refill, well below one cache."""
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed: pip install 'libtpu==0.0.42.*'")
     script = Path(__file__).with_name("compile_for_tpu.py")
     # One plug-in a machine, unless told otherwise; no TPU to be looked for.
     settings = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
